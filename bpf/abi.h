@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every map key, map value and reason: written here once. Python derives its
+ * NumPy dtypes and enums from the BTF of these types; nothing is retyped.
+ *
+ * __be* is network order, __u* host order. Every pad is named and zero.
+ * A map, its Python table and its metric label share one name.
+ */
+#ifndef SHUNT_ABI_H
+#define SHUNT_ABI_H
+
+#include <linux/types.h>
+
+/* Raised when the meaning of a pinned map changes without its size changing. */
+#define ABI_VERSION 1
+
+/* Why a packet left the program the way it did: index of map `reasons`.
+ * The prefix is the class: PASS_ (to this host's stack), SENT_ (to a backend
+ * or a client), DROP_. */
+enum reason {
+	REASON_PASS_NOT_IP,
+	REASON_PASS_NOT_OURS,	     /* no service has this port, or this address and port */
+	REASON_PASS_FRAGMENT,	     /* has no ports to look at */
+	REASON_PASS_MALFORMED,	     /* shorter than its headers say; the stack counts it too */
+	REASON_SENT_TO_BACKEND,
+	REASON_SENT_TO_CLIENT,	     /* a translated reply */
+	REASON_SENT_RST_NO_BACKEND,  /* TCP to a service with no backend */
+	REASON_SENT_UNREACHABLE,     /* UDP to a service with no backend */
+	REASON_SENT_RST_NO_FLOW,     /* nat: not a SYN, and no flow is known */
+	REASON_SENT_TOO_BIG,	     /* does not fit the next hop; its sender was told the MTU */
+	REASON_DROP_NO_BACKEND,	     /* none, and an answer was not due (an RST) or over its budget */
+	REASON_DROP_TOO_BIG,	     /* and the sender could not be told (over the budget) */
+	REASON_DROP_NO_NEXTHOP,	     /* neither the agent nor the FIB knows the neighbour */
+	REASON_DROP_TTL_EXPIRED,
+	REASON_DROP_NO_HEADROOM,     /* the driver left no room for an outer header */
+	REASON_DROP_NAT_NO_FLOW,     /* an RST for a flow that is not known */
+	REASON_DROP_NAT_NO_PORT,     /* every port tried is taken towards this backend */
+	REASON_DROP_NAT_TABLE_FULL,
+	REASON_DROP_NAT_NO_SOURCE,   /* no address of this host in the backend's family */
+	REASON_DROP_BAD_TABLE,	     /* tables contradict each other: a defect, please report */
+	REASON_COUNT,
+};
+
+/* What happened on the way: index of map `events`. */
+enum event {
+	EVENT_FLOW_REMEMBERED,
+	EVENT_FLOW_TABLE_FULL,	/* not remembered: the table is full */
+	EVENT_FLOW_OVER_BUDGET, /* not remembered: too many insertions a second */
+	EVENT_FLOW_UNPROTECTED, /* not remembered, and `prev` is down: may move later */
+	EVENT_NAT_CREATED,
+	EVENT_NAT_COLLISION,	/* a port was taken; the next was tried */
+	EVENT_NAT_ADOPTED,	/* another processor translated the flow first */
+	EVENT_FIB_FALLBACK,	/* the next hop came from the FIB helper */
+	EVENT_SAMPLE_LOST,	/* the ring of samples was full */
+	EVENT_COUNT,
+};
+
+/* Internal and external traffic differ only inside a cluster. */
+enum scope {
+	SCOPE_EXTERNAL,
+};
+
+struct svc_key {	 /* map services, key */
+	__u8   vip[16];	 /* IPv6, or IPv4-mapped */
+	__be16 port;
+	__u8   proto;	 /* IPPROTO_TCP, IPPROTO_UDP */
+	__u8   scope;	 /* enum scope */
+};
+
+struct svc_id {		 /* map services, value: never changed in place */
+	__u32 svc;
+};
+
+enum mode {
+	MODE_NONE,	 /* no such service */
+	MODE_DSR_IPIP,
+	MODE_DSR_L2,
+	MODE_NAT,
+};
+
+/* svc_val.region: one word, so that one load sees a consistent pair. */
+#define REGION_LOG2_BITS 8
+
+struct svc_val {	 /* map svc, by service id; mmap-ed */
+	__u64 region;	 /* first slot << REGION_LOG2_BITS | log2 of the number of slots */
+	__u64 idle_ns;	 /* a flow silent for longer may be forgotten */
+	__u8  mode;	 /* enum mode */
+	__u8  proto;	 /* IPPROTO_* */
+	__u16 pad0;
+	__u32 generation; /* of the configuration that wrote it; for people */
+	__u64 pad1;
+};
+
+/* A slot is one 8-byte word: read by one load, written by one aligned store.
+ *   bits  0..23  cur: the backend that owns it now, 0 = none
+ *   bits 24..47  prev: the owner from before the first change
+ *   bits 48..49  enum slot_state */
+#define SLOT_BACKEND_BITS 24
+#define SLOT_BACKEND_MASK ((1U << SLOT_BACKEND_BITS) - 1)
+#define SLOT_STATE_SHIFT  48
+
+enum slot_state {
+	SLOT_SETTLED,	 /* the hash alone decides */
+	SLOT_MOVING,	 /* flows are looked up and remembered */
+	SLOT_LINGERING,	 /* flows are looked up; none is remembered any more */
+};
+
+struct slot_val {	 /* map slots; mmap-ed, written by the agent alone */
+	__u64 word;
+};
+
+/* Map restarts: one byte a slot, set by the program when a flow could not be
+ * remembered, so that the slot's quiet window begins anew; cleared by the agent. */
+#define RESTARTS_PER_VAL 8
+
+struct restarts_val {	 /* map restarts; mmap-ed */
+	__u8 slot[RESTARTS_PER_VAL];
+};
+
+/* backend_val.flags */
+enum backend_flag {
+	BACKEND_KNOWN = 1,    /* the record is in use; without it the backend is gone */
+	BACKEND_UP = 2,	      /* not failing: gets packets */
+	BACKEND_DRAINED = 4,  /* by the operator: no new flows; kept across restarts */
+	BACKEND_REMOVED = 8,  /* out of the configuration: its TCP flows may end in peace */
+	BACKEND_IPV6 = 16,
+};
+
+struct backend_val {	 /* map backends, by backend id; mmap-ed. Id 0 is no backend. */
+	__u8   addr[16]; /* IPv6, or IPv4-mapped */
+	__u32  nexthop;	 /* index of map nexthops; 0 = ask the FIB */
+	__u32  svc;	 /* the service it belongs to */
+	__be16 port;	 /* 0 = the frontend's */
+	__u16  weight;	 /* set by the operator at run time; 0 = as configured */
+	__u8   flags;	 /* enum backend_flag */
+	__u8   pad0[3];
+};
+
+/* The first word holds all that changes while a next hop is in use: one store. */
+struct nexthop_val {	 /* map nexthops, by index; mmap-ed. Index 0 is never resolved. */
+	__u8   dmac[6];	 /* zero = unresolved */
+	__u16  mtu;
+	__u8   smac[6];
+	__u16  pad0;
+	__u32  ifindex;
+	__u32  pad1;
+	__u8   saddr[16]; /* this host's address towards it; zero = none */
+	__u8   addr[16];  /* the gateway, or the on-link backend: for people and restarts */
+};
+
+/* The five-tuple as it stands in the packet. */
+struct flow_key {	 /* maps flows, nat_fwd and nat_rev, key */
+	__u8   saddr[16];
+	__u8   daddr[16];
+	__be16 sport;
+	__be16 dport;
+	__u8   proto;
+	__u8   pad[3];
+};
+
+enum flow_state {
+	FLOW_OPENING,	 /* only a SYN was seen */
+	FLOW_CONFIRMED,
+	FLOW_CLOSING,	 /* FIN or RST was seen */
+};
+
+/* `word` is read by one load: the kernel recycles a deleted element's memory under its
+ * readers, and a hash that is not the packet's says that this happened. */
+struct flow_val {	 /* map flows, value */
+	__u64 word;	 /* flow hash << 32 | backend id */
+	__u64 seen_ns;
+	__u32 svc;
+	__u32 isn;	 /* FLOW_OPENING: the SYN's sequence number, host order */
+	__u8  state;	 /* enum flow_state */
+	__u8  pad[7];
+};
+
+#define NAT_FIN_CLIENT	1
+#define NAT_FIN_BACKEND 2
+#define NAT_RST		4
+
+/* From the client: key is the tuple as the client sends it. */
+struct nat_fwd_val {	 /* map nat_fwd, value */
+	__u64  word;	 /* flow hash << 32 | backend id */
+	__u64  seen_ns;
+	__u8   saddr[16]; /* this host's address, put in the client's place */
+	__be16 sport;	 /* and its port */
+	__be16 dport;	 /* the backend's port */
+	__u32  svc;
+	__u8   state;	 /* enum flow_state */
+	__u8   closed;	 /* NAT_* seen in this direction */
+	__u8   pad[6];
+};
+
+/* From the backend: key is the tuple as the backend answers it. */
+struct nat_rev_val {	 /* map nat_rev, value */
+	__u64  word;	 /* flow hash << 32 | backend id, as in nat_fwd */
+	__u64  seen_ns;
+	__u8   client[16];
+	__u8   vip[16];
+	__be16 client_port;
+	__be16 vip_port;
+	__u32  svc;
+	__u8   closed;	 /* NAT_* seen in this direction */
+	__u8   pad[7];
+};
+
+struct count {		 /* maps reasons, svc_stats, backend_stats: per processor */
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct event_count {	 /* map events: per processor */
+	__u64 times;
+};
+
+/* Tokens of one processor for one second. */
+struct budget_val {	 /* map budget: per processor, one element */
+	__u64 since_ns;
+	__u32 inserts;
+	__u32 answers;
+	__u32 samples;
+	__u32 pad;
+};
+
+struct svc_name {	 /* map names, by service id: what a restarted agent finds again */
+	char name[128];	 /* "NAME/tcp", zero-padded */
+};
+
+#define SAMPLE_BYTES 96
+
+struct sample {		 /* ring samples */
+	__u64 time_ns;
+	__u32 reason;
+	__u32 ifindex;
+	__u32 svc;
+	__u32 backend;
+	__u32 len;	 /* of the whole packet */
+	__u32 captured;	 /* bytes of it in `data` */
+	__u8  data[SAMPLE_BYTES];
+};
+
+/* Constants of one loaded program: the verifier removes what they rule out. */
+struct lb_config {
+	__u64 hash_seed;	 /* equal on all nodes that share VIPs */
+	__u64 nat_key[2];	 /* secret of this node: where a flow's port search begins */
+	__u8  ipip_saddr4[16];	 /* IPv4-mapped; low bits filled from the flow hash */
+	__u8  ipip_saddr6[16];
+	__u32 ipip_spread4;	 /* mask of those low bits, host order */
+	__u32 ipip_spread6;
+	__u32 inserts_per_s;	 /* flows remembered a second, for each processor */
+	__u32 answers_per_s;	 /* ICMP errors */
+	__u32 samples_per_s;
+	__u16 nat_port_min;	 /* host order */
+	__u16 nat_port_count;
+	__u8  test_clock;	 /* 1: time is `test_now_ns`, set by the test */
+	__u8  pad[7];
+};
+
+struct decap_config {
+	__u8 source4[16];	 /* outer sources accepted, IPv4-mapped */
+	__u8 source4_mask[16];
+	__u8 source6[16];
+	__u8 source6_mask[16];
+};
+
+#endif
