@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator wants, in checked values: the one form every source is turned into.
+
+Everything here is frozen and compares by value, so that "did anything change?" is `==`.
+Sources check; nothing in this module does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal, NamedTuple
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class Protocol(IntEnum):
+    """Transport protocols, by their number in the IP header."""
+
+    TCP = 6
+    UDP = 17
+
+
+class Mode(StrEnum):
+    """How a packet gets to its backend."""
+
+    DSR_IPIP = "dsr-ipip"
+    DSR_L2 = "dsr-l2"
+    NAT = "nat"
+
+
+class Frontend(NamedTuple):
+    """What a client addresses; unique over all services."""
+
+    vip: IPAddress
+    port: int
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        host = f"[{self.vip}]" if self.vip.version == 6 else str(self.vip)
+        return f"{host}:{self.port}/{self.protocol.name.lower()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of a service's frontends."""
+
+    port: int
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        return f"{self.port}/{self.protocol.name.lower()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A server behind a service. Port 0 is the frontend's own port."""
+
+    address: IPAddress
+    port: int = 0
+    weight: int = 1
+
+    def __str__(self) -> str:
+        if not self.port:
+            return str(self.address)
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How a backend is probed. Port None: the backend's, or the first TCP port of the service."""
+
+    kind: Literal["tcp"] = "tcp"
+    port: int | None = None
+    interval_s: float = 2.0
+    timeout_s: float = 1.0
+    rise: int = 2
+    fall: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Frontends (every VIP with every port) and the backends that answer for them."""
+
+    name: str
+    vips: tuple[IPAddress, ...]
+    ports: tuple[Port, ...]
+    mode: Mode = Mode.DSR_IPIP
+    backends: tuple[Backend, ...] = ()
+    health: HealthCheck | None = None
+    tcp_idle_s: float = 8000.0
+    udp_idle_s: float = 60.0
+    udp_window_s: float = 10.0
+    slots_per_backend: int = 100
+
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The protocols of the ports, TCP first: each is a service of its own in the data path."""
+        return tuple(sorted({port.protocol for port in self.ports}))
+
+    def frontends(self) -> Iterator[Frontend]:
+        """Every VIP with every port, in the order written."""
+        for vip in self.vips:
+            for port in self.ports:
+                yield Frontend(vip, port.port, port.protocol)
+
+    def region_slots(self) -> int:
+        """Slots of one protocol: a power of two, from the configured backends alone."""
+        return 1 << max(0, len(self.backends) * self.slots_per_backend - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes of the maps, in elements; fixed while the maps are pinned."""
+
+    frontends: int = 65536
+    services: int = 16384
+    slots: int = 2**20
+    backends: int = 131072
+    nexthops: int = 4096
+    flows: int = 2**20
+    nat: int = 2**18
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for the whole node. Budgets are a second, for each processor."""
+
+    interfaces: tuple[str, ...]
+    xdp_mode: Literal["auto", "native", "generic"] = "auto"
+    hash_seed: int = 0
+    ipip_source4: IPv4Network = IPv4Network("198.18.0.0/16")
+    ipip_source6: IPv6Network = IPv6Network("100::/64")
+    nat_port_min: int = 10000
+    nat_port_max: int = 29999
+    limits: Limits = Limits()
+    inserts_per_s: int = 50000
+    answers_per_s: int = 1000
+    samples_per_s: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A whole, checked configuration. Services are sorted by name."""
+
+    settings: Settings
+    services: tuple[Service, ...] = ()
