@@ -148,14 +148,16 @@ struct nexthop_val {	 /* map nexthops, by index; mmap-ed. Index 0 is never resol
 	__u8   addr[16];  /* the gateway, or the on-link backend: for people and restarts */
 };
 
-/* The five-tuple as it stands in the packet. */
+/* The five-tuple as it stands in the packet. From daddr on it is a svc_key, so that one
+ * key, written once, serves both look-ups. */
 struct flow_key {	 /* maps flows, nat_fwd and nat_rev, key */
 	__u8   saddr[16];
 	__u8   daddr[16];
-	__be16 sport;
 	__be16 dport;
 	__u8   proto;
-	__u8   pad[3];
+	__u8   scope;
+	__be16 sport;
+	__u8   pad[2];
 };
 
 enum flow_state {
@@ -179,22 +181,34 @@ struct flow_val {	 /* map flows, value */
 #define NAT_FIN_BACKEND 2
 #define NAT_RST		4
 
+/* How a client's packets came, which is how its replies go back. */
+struct last_hop {
+	__u8  peer[6];	 /* who sent the frame: a router, or the client */
+	__u16 pad0;
+	__u8  own[6];	 /* whom it was sent to: this host */
+	__u16 pad1;
+	__u32 ifindex;
+	__u32 pad2;
+};
+
 /* From the client: key is the tuple as the client sends it. */
 struct nat_fwd_val {	 /* map nat_fwd, value */
-	__u64  word;	 /* flow hash << 32 | backend id */
+	__u64  word;	 /* hash of this key << 32 | backend id */
 	__u64  seen_ns;
 	__u8   saddr[16]; /* this host's address, put in the client's place */
 	__be16 sport;	 /* and its port */
 	__be16 dport;	 /* the backend's port */
 	__u32  svc;
+	__u32  pad0;
 	__u8   state;	 /* enum flow_state */
 	__u8   closed;	 /* NAT_* seen in this direction */
-	__u8   pad[6];
+	__u8   pad1[2];
+	struct last_hop from;
 };
 
 /* From the backend: key is the tuple as the backend answers it. */
 struct nat_rev_val {	 /* map nat_rev, value */
-	__u64  word;	 /* flow hash << 32 | backend id, as in nat_fwd */
+	__u64  word;	 /* hash of this key << 32 | backend id */
 	__u64  seen_ns;
 	__u8   client[16];
 	__u8   vip[16];
@@ -203,6 +217,24 @@ struct nat_rev_val {	 /* map nat_rev, value */
 	__u32  svc;
 	__u8   closed;	 /* NAT_* seen in this direction */
 	__u8   pad[7];
+	struct last_hop back;
+};
+
+/* Too large for the stack; packets of one processor are handled one after the other. */
+struct nat_scratch {	 /* map scratch: per processor, one element */
+	struct nat_fwd_val fwd;
+	struct nat_rev_val rev;
+	struct flow_key key;
+};
+
+struct ports_val {	 /* map ports: TCP's 1,024 words, then UDP's; mmap-ed */
+	__u64 bits;	 /* a port somebody serves, or one of nat's own */
+};
+
+struct meta_val {	 /* map meta: one element; mmap-ed */
+	__u32 abi;	 /* ABI_VERSION of whoever made the pinned maps */
+	__u32 pad;
+	__u64 generation; /* of the configuration in force */
 };
 
 struct count {		 /* maps reasons, svc_stats, backend_stats: per processor */

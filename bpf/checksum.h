@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Internet checksums (RFC 1071), whole and incremental (RFC 1624). */
+#ifndef SHUNT_CHECKSUM_H
+#define SHUNT_CHECKSUM_H
+
+#include <linux/types.h>
+
+static __always_inline __u16 csum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* Sum of `words` 32-bit words in the order they stand in memory. */
+static __always_inline __u64 csum_add(__u64 sum, const void *from, int words)
+{
+	const __u32 *word = from;
+
+#pragma unroll
+	for (int i = 0; i < words; i++)
+		sum += word[i];
+	return sum;
+}
+
+static __always_inline __u64 csum_sub(__u64 sum, const void *from, int words)
+{
+	const __u32 *word = from;
+
+#pragma unroll
+	for (int i = 0; i < words; i++)
+		sum += (__u32)~word[i];
+	return sum;
+}
+
+#endif

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The maps. Sizes here are the smallest that load; the agent sets the configured ones. */
+#ifndef SHUNT_MAPS_H
+#define SHUNT_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+#define ARRAY_MAP(NAME, VALUE, ENTRIES, FLAGS)		\
+	struct {					\
+		__uint(type, BPF_MAP_TYPE_ARRAY);	\
+		__uint(max_entries, ENTRIES);		\
+		__uint(map_flags, FLAGS);		\
+		__type(key, __u32);			\
+		__type(value, VALUE);			\
+	} NAME SEC(".maps")
+
+#define PERCPU_MAP(NAME, VALUE, ENTRIES)		\
+	struct {					\
+		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);\
+		__uint(max_entries, ENTRIES);		\
+		__type(key, __u32);			\
+		__type(value, VALUE);			\
+	} NAME SEC(".maps")
+
+/* Not preallocated: memory follows use. Not LRU: nothing evicts a live flow. */
+#define HASH_MAP(NAME, KEY, VALUE, ENTRIES)		\
+	struct {					\
+		__uint(type, BPF_MAP_TYPE_HASH);	\
+		__uint(max_entries, ENTRIES);		\
+		__uint(map_flags, BPF_F_NO_PREALLOC);	\
+		__type(key, KEY);			\
+		__type(value, VALUE);			\
+	} NAME SEC(".maps")
+
+ARRAY_MAP(meta, struct meta_val, 1, BPF_F_MMAPABLE);
+ARRAY_MAP(ports, struct ports_val, 2048, BPF_F_MMAPABLE);
+HASH_MAP(services, struct svc_key, struct svc_id, 1024);
+ARRAY_MAP(svc, struct svc_val, 1024, BPF_F_MMAPABLE);
+HASH_MAP(names, __u32, struct svc_name, 1024);
+ARRAY_MAP(slots, struct slot_val, 1024, BPF_F_MMAPABLE);
+ARRAY_MAP(restarts, struct restarts_val, 1024 / RESTARTS_PER_VAL, BPF_F_MMAPABLE);
+ARRAY_MAP(backends, struct backend_val, 1024, BPF_F_MMAPABLE);
+ARRAY_MAP(nexthops, struct nexthop_val, 1024, BPF_F_MMAPABLE);
+HASH_MAP(flows, struct flow_key, struct flow_val, 1024);
+HASH_MAP(nat_fwd, struct flow_key, struct nat_fwd_val, 1024);
+HASH_MAP(nat_rev, struct flow_key, struct nat_rev_val, 1024);
+PERCPU_MAP(reasons, struct count, REASON_COUNT);
+PERCPU_MAP(events, struct event_count, EVENT_COUNT);
+PERCPU_MAP(svc_stats, struct count, 1024);
+PERCPU_MAP(backend_stats, struct count, 1024);
+PERCPU_MAP(budget, struct budget_val, 1);
+PERCPU_MAP(scratch, struct nat_scratch, 1);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} samples SEC(".maps");
+
+/* A ring has no value type; this puts the record's layout into the BTF. */
+struct sample sample_layout SEC(".data.layout");
+
+#endif

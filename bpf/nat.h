@@ -1,0 +1,406 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Mode nat: source and destination are translated; replies come back here and are restored.
+ *
+ * A flow is two entries. The reverse one goes in first, with NOEXIST: it claims the port
+ * towards that backend. Then the forward one: a processor that finds it there already adopts it
+ * and gives its own claim back. The agent's scan removes both, the forward one first, so that no
+ * packet is ever sent whose reply would not be known.
+ */
+#ifndef SHUNT_NAT_H
+#define SHUNT_NAT_H
+
+#include "send.h"
+
+#define NAT_ATTEMPTS 32
+#define EEXIST	     17
+
+struct translation {
+	struct flow_key to __attribute__((aligned(8))); /* the tuple as it leaves */
+	__u32 backend;
+};
+
+#define ROTL(x, b) ((x) << (b) | (x) >> (64 - (b)))
+
+struct sip {
+	__u64 v0, v1, v2, v3;
+};
+
+static __always_inline void sip_round(struct sip *s)
+{
+	s->v0 += s->v1;
+	s->v1 = ROTL(s->v1, 13) ^ s->v0;
+	s->v0 = ROTL(s->v0, 32);
+	s->v2 += s->v3;
+	s->v3 = ROTL(s->v3, 16) ^ s->v2;
+	s->v0 += s->v3;
+	s->v3 = ROTL(s->v3, 21) ^ s->v0;
+	s->v2 += s->v1;
+	s->v1 = ROTL(s->v1, 17) ^ s->v2;
+	s->v2 = ROTL(s->v2, 32);
+}
+
+/* SipHash-1-3 (Aumasson and Bernstein, 2012) of the tuple and the attempt: an outsider who
+ * sees some ports cannot tell the next one. */
+static __noinline __u64 port_hash(const struct flow_key *key, __u64 attempt)
+{
+	const __u64 *words = (const __u64 *)key;
+	struct sip s = {
+		config.nat_key[0] ^ 0x736f6d6570736575ULL,
+		config.nat_key[1] ^ 0x646f72616e646f6dULL,
+		config.nat_key[0] ^ 0x6c7967656e657261ULL,
+		config.nat_key[1] ^ 0x7465646279746573ULL,
+	};
+	__u64 last = (__u64)sizeof(*key) << 56 | attempt;
+
+	for (int i = 0; i < (int)(sizeof(*key) / 8); i++) {
+		s.v3 ^= words[i];
+		sip_round(&s);
+		s.v0 ^= words[i];
+	}
+	s.v3 ^= last;
+	sip_round(&s);
+	s.v0 ^= last;
+	s.v2 ^= 0xff;
+	sip_round(&s);
+	sip_round(&s);
+	sip_round(&s);
+	return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+}
+
+static __always_inline void reverse(const struct flow_key *key, struct flow_key *out)
+{
+	__builtin_memcpy(out->saddr, key->daddr, 16);
+	__builtin_memcpy(out->daddr, key->saddr, 16);
+	out->sport = key->dport;
+	out->dport = key->sport;
+	out->proto = key->proto;
+	out->scope = key->scope;
+	__builtin_memset(out->pad, 0, sizeof(out->pad));
+}
+
+static __always_inline bool learn_hop(struct xdp_md *ctx, struct last_hop *hop)
+{
+	struct ethhdr *eth = at(ctx, 0);
+
+	if ((void *)(eth + 1) > end(ctx))
+		return false;
+	__builtin_memcpy(hop->peer, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(hop->own, eth->h_dest, ETH_ALEN);
+	hop->pad0 = 0;
+	hop->pad1 = 0;
+	hop->pad2 = 0;
+	hop->ifindex = ctx->ingress_ifindex;
+	return true;
+}
+
+static __always_inline bool same_hop(const struct last_hop *a, const struct last_hop *b)
+{
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+/* Claims a port towards the backend; returns whether one was had, else `*why`. */
+static __noinline bool claim_port(const struct packet *pkt, struct translation *t,
+				  struct nat_scratch *s, enum reason *why)
+{
+	*why = REASON_DROP_NAT_NO_PORT;
+	/* 64 bits wide: a 32-bit counter, spilled, is unknown to the verifier (6.18, clang 14:
+	 * "infinite loop detected"). */
+	for (__u64 attempt = 0; attempt < NAT_ATTEMPTS; attempt++) {
+		__u32 random = port_hash(&pkt->key, attempt) >> 32;
+		long err;
+
+		t->to.sport = bpf_htons(config.nat_port_min +
+					((__u64)random * config.nat_port_count >> 32));
+		reverse(&t->to, &s->key);
+		s->rev.word = (__u64)flow_hash(&s->key, pkt->ipv6) << 32 | t->backend;
+		err = bpf_map_update_elem(&nat_rev, &s->key, &s->rev, BPF_NOEXIST);
+		if (!err)
+			return true;
+		if (err != -EEXIST) {
+			*why = REASON_DROP_NAT_TABLE_FULL;
+			return false;
+		}
+		note(EVENT_NAT_COLLISION);
+	}
+	return false;
+}
+
+/* Another processor translated this flow first: use its translation. */
+static __noinline bool nat_adopt(const struct packet *pkt, struct translation *t)
+{
+	struct nat_fwd_val *winner = bpf_map_lookup_elem(&nat_fwd, &pkt->key);
+	struct backend_val *b;
+
+	if (!winner)
+		return false;
+	note(EVENT_NAT_ADOPTED);
+	t->backend = READ_ONCE(winner->word);
+	__builtin_memcpy(t->to.saddr, winner->saddr, 16);
+	t->to.sport = winner->sport;
+	t->to.dport = winner->dport;
+	b = bpf_map_lookup_elem(&backends, &t->backend);
+	if (b)
+		__builtin_memcpy(t->to.daddr, b->addr, 16);
+	return b;
+}
+
+static __noinline bool nat_create(struct xdp_md *ctx, const struct packet *pkt,
+				  const struct place *p, struct translation *t, enum reason *why)
+{
+	struct backend_val *b = bpf_map_lookup_elem(&backends, &p->cur);
+	__u32 hop_index = b ? b->nexthop : 0, zero = 0;
+	struct nexthop_val *nh = bpf_map_lookup_elem(&nexthops, &hop_index);
+	struct nat_scratch *s = bpf_map_lookup_elem(&scratch, &zero);
+	long err;
+
+	*why = REASON_DROP_NAT_NO_SOURCE;
+	if (!b || !nh || !s || !ipv4_of(nh->saddr))
+		return false;
+	t->backend = p->cur;
+	__builtin_memcpy(t->to.saddr, nh->saddr, 16);
+	__builtin_memcpy(t->to.daddr, b->addr, 16);
+	t->to.dport = b->port ?: pkt->key.dport;
+	t->to.proto = pkt->key.proto;
+	s->rev = (struct nat_rev_val){
+		.seen_ns = now_ns(),
+		.client_port = pkt->key.sport,
+		.vip_port = pkt->key.dport,
+		.svc = p->svc,
+	};
+	__builtin_memcpy(s->rev.client, pkt->key.saddr, 16);
+	__builtin_memcpy(s->rev.vip, pkt->key.daddr, 16);
+	if (!learn_hop(ctx, &s->rev.back) || !claim_port(pkt, t, s, why))
+		return false;
+
+	s->fwd = (struct nat_fwd_val){
+		.word = (__u64)pkt->hash << 32 | t->backend,
+		.seen_ns = s->rev.seen_ns,
+		.sport = t->to.sport,
+		.dport = t->to.dport,
+		.svc = p->svc,
+		.state = opens(pkt) ? FLOW_OPENING : FLOW_CONFIRMED,
+		.from = s->rev.back,
+	};
+	__builtin_memcpy(s->fwd.saddr, t->to.saddr, 16);
+	err = bpf_map_update_elem(&nat_fwd, &pkt->key, &s->fwd, BPF_NOEXIST);
+	if (!err) {
+		note(EVENT_NAT_CREATED);
+		return true;
+	}
+	bpf_map_delete_elem(&nat_rev, &s->key);
+	*why = REASON_DROP_NAT_TABLE_FULL;
+	return err == -EEXIST && nat_adopt(pkt, t);
+}
+
+/* Removes a flow that has ended, so that a new one may take its tuple. */
+static __noinline void nat_end(const struct packet *pkt, const struct translation *t)
+{
+	struct flow_key key __attribute__((aligned(8)));
+
+	reverse(&t->to, &key);
+	bpf_map_delete_elem(&nat_fwd, &pkt->key);
+	bpf_map_delete_elem(&nat_rev, &key);
+}
+
+/* The client's packets come another way now, so must its replies go. */
+static __noinline void move_last_hop(const struct flow_key *to, struct nat_fwd_val *fwd,
+				     const struct last_hop *hop)
+{
+	struct flow_key key __attribute__((aligned(8)));
+	struct nat_rev_val *rev;
+
+	reverse(to, &key);
+	rev = bpf_map_lookup_elem(&nat_rev, &key);
+	if (rev)
+		rev->back = *hop;
+	fwd->from = *hop;
+}
+
+enum recalled { RECALLED, RECALLED_NONE, RECALLED_ENDED };
+
+static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct packet *pkt,
+						struct nat_fwd_val *fwd, struct translation *t)
+{
+	__u64 word = READ_ONCE(fwd->word), now;
+	struct backend_val *b;
+	struct last_hop hop __attribute__((aligned(8)));
+
+	t->backend = word;
+	b = bpf_map_lookup_elem(&backends, &t->backend);
+	if (word >> 32 != pkt->hash || !b)
+		return RECALLED_NONE;
+	__builtin_memcpy(t->to.saddr, fwd->saddr, 16);
+	__builtin_memcpy(t->to.daddr, b->addr, 16);
+	t->to.sport = fwd->sport;
+	t->to.dport = fwd->dport;
+	t->to.proto = pkt->key.proto;
+	/* The kernel may have recycled the element under us; `word` is written first. */
+	if (READ_ONCE(fwd->word) != word)
+		return RECALLED_NONE;
+	if (!(b->flags & BACKEND_KNOWN))
+		return RECALLED_ENDED;
+	if (pkt->key.proto == IPPROTO_UDP || opens(pkt)) {
+		/* A flow that may begin anew does not stay with a backend that is down; an
+		 * established connection has nowhere else to go. */
+		if (!(b->flags & BACKEND_UP) || fwd->state == FLOW_CLOSING)
+			return RECALLED_ENDED;
+	} else if (fwd->state == FLOW_OPENING) {
+		fwd->state = FLOW_CONFIRMED;
+	}
+	if (closes(pkt)) {
+		fwd->state = FLOW_CLOSING;
+		fwd->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_CLIENT;
+	}
+	now = now_ns();
+	if ((__s64)(now - fwd->seen_ns) > (__s64)TOUCH_NS)
+		WRITE_ONCE(fwd->seen_ns, now);
+	if (learn_hop(ctx, &hop) && !same_hop(&hop, &fwd->from))
+		move_last_hop(&t->to, fwd, &hop);
+	return RECALLED;
+}
+
+/* From the tuple in the packet to another, TTL and checksums included. */
+static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt,
+				    const struct flow_key *to)
+{
+	__u64 addresses = csum_add(csum_sub(0, &pkt->key, 8), to, 8);
+	__u64 all = addresses + (__u16)~pkt->key.sport + (__u16)~pkt->key.dport + to->sport +
+		    to->dport;
+	__u16 *check;
+
+	if (pkt->ipv6) {
+		struct ipv6hdr *ip = at(ctx, ETH_HLEN);
+
+		if ((void *)(ip + 1) > end(ctx))
+			return false;
+		__builtin_memcpy(&ip->saddr, to->saddr, 16);
+		__builtin_memcpy(&ip->daddr, to->daddr, 16);
+	} else {
+		struct iphdr *ip = at(ctx, ETH_HLEN);
+
+		if ((void *)(ip + 1) > end(ctx))
+			return false;
+		ip->saddr = ipv4_of(to->saddr);
+		ip->daddr = ipv4_of(to->daddr);
+		/* The mapped prefixes cancel out. */
+		ip->check = csum_fold((__u64)(__u16)~ip->check + addresses);
+	}
+	if (pkt->l4 > MAX_L4_OFFSET)
+		return false;
+	if (pkt->key.proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = at(ctx, pkt->l4);
+
+		if ((void *)(tcp + 1) > end(ctx))
+			return false;
+		tcp->source = to->sport;
+		tcp->dest = to->dport;
+		check = &tcp->check;
+	} else {
+		struct udphdr *udp = at(ctx, pkt->l4);
+
+		if ((void *)(udp + 1) > end(ctx))
+			return false;
+		udp->source = to->sport;
+		udp->dest = to->dport;
+		if (!udp->check && !pkt->ipv6)
+			return true; /* the sender computed none (RFC 768) */
+		check = &udp->check;
+	}
+	*check = csum_fold((__u64)(__u16)~*check + all);
+	if (!*check && pkt->key.proto == IPPROTO_UDP)
+		*check = 0xffff;
+	return true;
+}
+
+static __always_inline struct verdict nat_send(struct xdp_md *ctx, const struct packet *pkt,
+					       const struct translation *t)
+{
+	struct backend_val *b = bpf_map_lookup_elem(&backends, &t->backend);
+	struct hop hop;
+
+	if (!b)
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (!find_hop(ctx, b, pkt->ip_len, &hop))
+		return verdict(XDP_DROP, REASON_DROP_NO_NEXTHOP);
+	if (pkt->ip_len > hop.mtu)
+		return too_big(ctx, pkt, hop.mtu);
+	if (!rewrite(ctx, pkt, &t->to))
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	return send_l2(ctx, pkt, &hop);
+}
+
+static __always_inline struct verdict nat_translate(struct xdp_md *ctx, const struct packet *pkt,
+						    const struct place *p)
+{
+	struct nat_fwd_val *fwd = bpf_map_lookup_elem(&nat_fwd, &pkt->key);
+	struct translation t = {};
+	enum recalled found = fwd ? nat_recall(ctx, pkt, fwd, &t) : RECALLED_NONE;
+	struct verdict v;
+	enum reason why;
+
+	if (found != RECALLED) {
+		if (pkt->key.proto == IPPROTO_TCP && !opens(pkt)) {
+			if (!(pkt->tcp_flags & TCP_RST) && answer_rst(ctx, pkt))
+				return verdict(XDP_TX, REASON_SENT_RST_NO_FLOW);
+			return verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW);
+		}
+		if (!p->cur)
+			return refuse(ctx, pkt);
+		if (found == RECALLED_ENDED)
+			nat_end(pkt, &t);
+		if (!nat_create(ctx, pkt, p, &t, &why))
+			return verdict(XDP_DROP, why);
+	}
+	v = nat_send(ctx, pkt, &t);
+	v.backend = t.backend;
+	return v;
+}
+
+/* Functions of their own, so that their stack is not the hot path's. */
+static __noinline void nat_forward(struct xdp_md *ctx, const struct packet *pkt,
+				   const struct place *p, struct verdict *v)
+{
+	*v = nat_translate(ctx, pkt, p);
+}
+
+/* A packet to one of nat's ports: a reply, or false. */
+static __noinline bool nat_reply(struct xdp_md *ctx, const struct packet *pkt,
+				      struct verdict *v)
+{
+	struct nat_rev_val *rev = bpf_map_lookup_elem(&nat_rev, &pkt->key);
+	struct flow_key to __attribute__((aligned(8))) = {};
+	struct hop hop = {.mtu = 0xffff};
+	__u64 word, now;
+
+	if (!rev)
+		return false;
+	word = READ_ONCE(rev->word);
+	__builtin_memcpy(to.saddr, rev->vip, 16);
+	__builtin_memcpy(to.daddr, rev->client, 16);
+	to.sport = rev->vip_port;
+	to.dport = rev->client_port;
+	to.proto = pkt->key.proto;
+	__builtin_memcpy(hop.macs, rev->back.peer, ETH_ALEN);
+	__builtin_memcpy(hop.macs + ETH_ALEN, rev->back.own, ETH_ALEN);
+	hop.ifindex = rev->back.ifindex;
+	if (word >> 32 != pkt->hash || READ_ONCE(rev->word) != word)
+		return false; /* recycled under us */
+	if (closes(pkt))
+		rev->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_BACKEND;
+	now = now_ns();
+	if ((__s64)(now - rev->seen_ns) > (__s64)TOUCH_NS)
+		WRITE_ONCE(rev->seen_ns, now);
+	if (!rewrite(ctx, pkt, &to)) {
+		*v = verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+		return true;
+	}
+	*v = send_l2(ctx, pkt, &hop);
+	if (v->reason == REASON_SENT_TO_BACKEND)
+		v->reason = REASON_SENT_TO_CLIENT;
+	return true;
+}
+
+#endif

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* From a frame to the tuple the tables are asked about. */
+#ifndef SHUNT_PARSE_H
+#define SHUNT_PARSE_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+
+#include "verdict.h"
+
+#define IP_MF	  0x2000
+#define IP_OFFSET 0x1fff
+
+#define NEXTHDR_HOP	 0
+#define NEXTHDR_ROUTING	 43
+#define NEXTHDR_FRAGMENT 44
+#define NEXTHDR_DEST	 60
+
+/* Extension headers looked through; more is passed to the stack as malformed. */
+#define MAX_EXTENSIONS 4
+
+/* The largest offset of a transport header looked at; longer chains are the stack's. */
+#define MAX_L4_OFFSET 512
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+struct packet {
+	struct flow_key key __attribute__((aligned(8)));
+	__u32 hash;	/* of key */
+	__u32 ip_len;	/* bytes from the IP header to the end of its payload */
+	__u32 seq;	/* TCP only, host order */
+	__u16 l4;	/* offset of the transport header in the frame */
+	__u8  tcp_flags;
+	bool  ipv6;
+};
+
+static __always_inline void *at(struct xdp_md *ctx, __u32 offset)
+{
+	return (void *)(long)ctx->data + offset;
+}
+
+static __always_inline void *end(struct xdp_md *ctx)
+{
+	return (void *)(long)ctx->data_end;
+}
+
+static __always_inline void map_ipv4(__u8 *to, __be32 addr)
+{
+	__be32 *word = (__be32 *)to;
+
+	word[0] = 0;
+	word[1] = 0;
+	word[2] = bpf_htonl(0xffff);
+	word[3] = addr;
+}
+
+static __always_inline __be32 ipv4_of(const __u8 *mapped)
+{
+	return *(const __be32 *)(mapped + 12);
+}
+
+/* Half of MurmurHash3's 64-bit finalizer (public domain): three operations a word. */
+static __always_inline __u64 stir(__u64 x)
+{
+	x ^= x >> 33;
+	x *= 0xff51afd7ed558ccdULL;
+	return x ^ x >> 33;
+}
+
+/* Equal on every node with the same seed. The slot is its top bits. */
+static __always_inline __u32 flow_hash(const struct flow_key *key, bool ipv6)
+{
+	const __u64 *s = (const __u64 *)key->saddr, *d = (const __u64 *)key->daddr;
+	__u64 ports = (__u64)key->sport << 32 | (__u64)key->dport << 16 | key->proto;
+	__u64 x = config.hash_seed;
+
+	if (ipv6) {
+		x = stir(x ^ s[0]) ^ s[1];
+		x = stir(x) ^ d[0];
+		x = stir(x) ^ d[1];
+	} else {
+		x ^= (__u64)ipv4_of(key->saddr) << 32 | ipv4_of(key->daddr);
+	}
+	x = stir(stir(x) ^ ports) * 0xc4ceb9fe1a85ec53ULL;
+	return x >> 32;
+}
+
+/* Returns whether to go on; if not, `*why` says why the stack gets the packet. */
+static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct packet *pkt, enum reason *why)
+{
+	struct iphdr *ip = at(ctx, ETH_HLEN);
+
+	*why = REASON_PASS_MALFORMED;
+	if ((void *)(ip + 1) > end(ctx) || ip->ihl < 5)
+		return false;
+	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)) {
+		*why = REASON_PASS_FRAGMENT;
+		return false;
+	}
+	pkt->ipv6 = false;
+	pkt->ip_len = bpf_ntohs(ip->tot_len);
+	pkt->l4 = ETH_HLEN + ip->ihl * 4;
+	pkt->key.proto = ip->protocol;
+	map_ipv4(pkt->key.saddr, ip->saddr);
+	map_ipv4(pkt->key.daddr, ip->daddr);
+	return true;
+}
+
+static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *pkt, enum reason *why)
+{
+	struct ipv6hdr *ip = at(ctx, ETH_HLEN);
+	__u32 offset = ETH_HLEN + sizeof(*ip);
+	__u8 next;
+
+	*why = REASON_PASS_MALFORMED;
+	if ((void *)(ip + 1) > end(ctx))
+		return false;
+	pkt->ipv6 = true;
+	pkt->ip_len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	__builtin_memcpy(pkt->key.saddr, &ip->saddr, 16);
+	__builtin_memcpy(pkt->key.daddr, &ip->daddr, 16);
+	next = ip->nexthdr;
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		__u8 *ext;
+
+		if (next == NEXTHDR_FRAGMENT) {
+			*why = REASON_PASS_FRAGMENT;
+			return false;
+		}
+		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_DEST)
+			break;
+		if (offset > MAX_L4_OFFSET)
+			return false;
+		ext = at(ctx, offset);
+		if ((void *)(ext + 2) > end(ctx))
+			return false;
+		next = ext[0];
+		offset += (ext[1] + 1) * 8;
+	}
+	pkt->l4 = offset;
+	pkt->key.proto = next;
+	return true;
+}
+
+static __always_inline bool parse_ports(struct xdp_md *ctx, struct packet *pkt)
+{
+	__u32 offset = pkt->l4;
+
+	if (offset > MAX_L4_OFFSET)
+		return false;
+	if (pkt->key.proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = at(ctx, offset);
+
+		if ((void *)(tcp + 1) > end(ctx))
+			return false;
+		pkt->key.sport = tcp->source;
+		pkt->key.dport = tcp->dest;
+		pkt->seq = bpf_ntohl(tcp->seq);
+		pkt->tcp_flags = ((__u8 *)tcp)[13];
+	} else {
+		struct udphdr *udp = at(ctx, offset);
+
+		if ((void *)(udp + 1) > end(ctx))
+			return false;
+		pkt->key.sport = udp->source;
+		pkt->key.dport = udp->dest;
+	}
+	/* A frame may be padded, but never shorter than its IP header says. */
+	return ETH_HLEN + pkt->ip_len <= (__u32)(ctx->data_end - ctx->data) &&
+	       pkt->ip_len + ETH_HLEN > offset;
+}
+
+static __always_inline bool parse(struct xdp_md *ctx, struct packet *pkt, enum reason *why)
+{
+	struct ethhdr *eth = at(ctx, 0);
+
+	*why = REASON_PASS_NOT_IP;
+	if ((void *)(eth + 1) > end(ctx))
+		return false;
+	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+		if (!parse_ipv4(ctx, pkt, why))
+			return false;
+	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		if (!parse_ipv6(ctx, pkt, why))
+			return false;
+	} else {
+		return false;
+	}
+	if (pkt->key.proto != IPPROTO_TCP && pkt->key.proto != IPPROTO_UDP) {
+		*why = REASON_PASS_NOT_OURS;
+		return false;
+	}
+	*why = REASON_PASS_MALFORMED;
+	return parse_ports(ctx, pkt);
+}
+
+/* A SYN that opens a connection. */
+static __always_inline bool opens(const struct packet *pkt)
+{
+	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+}
+
+static __always_inline bool closes(const struct packet *pkt)
+{
+	return pkt->tcp_flags & (TCP_FIN | TCP_RST);
+}
+
+#endif

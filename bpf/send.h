@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Next hops, and sending: encapsulated (dsr-ipip), to another MAC (dsr-l2), translated (nat). */
+#ifndef SHUNT_SEND_H
+#define SHUNT_SEND_H
+
+#include "answer.h"
+#include "checksum.h"
+#include "flow.h"
+
+#define OUTER_TTL 64
+#define IPV4_DF	  0x4000
+
+#define AF_INET	 2
+#define AF_INET6 10
+
+struct hop {
+	__u8  macs[2 * ETH_ALEN]; /* destination, source: as a frame begins */
+	__u16 mtu;
+	__u32 ifindex;
+};
+
+/* The agent does not know the neighbour (yet): ask the kernel. */
+static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, __u32 ip_len,
+			       struct hop *hop)
+{
+	struct bpf_fib_lookup fib = {
+		.ifindex = ctx->ingress_ifindex,
+		.tot_len = ip_len,
+	};
+	long ret;
+
+	if (b->flags & BACKEND_IPV6) {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_dst, b->addr, 16);
+	} else {
+		fib.family = AF_INET;
+		fib.ipv4_dst = ipv4_of(b->addr);
+	}
+	ret = bpf_fib_lookup(ctx, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT);
+	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+		hop->mtu = fib.mtu_result; /* the caller refuses before it looks at the rest */
+		return true;
+	}
+	if (ret != BPF_FIB_LKUP_RET_SUCCESS)
+		return false;
+	note(EVENT_FIB_FALLBACK);
+	__builtin_memcpy(hop->macs, fib.dmac, ETH_ALEN);
+	__builtin_memcpy(hop->macs + ETH_ALEN, fib.smac, ETH_ALEN);
+	hop->mtu = 0xffff;
+	hop->ifindex = fib.ifindex;
+	return true;
+}
+
+static __always_inline bool find_hop(struct xdp_md *ctx, const struct backend_val *b, __u32 ip_len,
+				     struct hop *hop)
+{
+	__u32 index = b->nexthop;
+	struct nexthop_val *nh = bpf_map_lookup_elem(&nexthops, &index);
+	/* MAC and MTU change together, so they are read together. Little-endian. */
+	__u64 word = nh ? READ_ONCE(*(__u64 *)nh) : 0;
+
+	if (!(word << 16))
+		return fib_hop(ctx, b, ip_len, hop);
+	__builtin_memcpy(hop->macs, &word, ETH_ALEN);
+	__builtin_memcpy(hop->macs + ETH_ALEN, nh->smac, ETH_ALEN);
+	hop->mtu = word >> 48;
+	hop->ifindex = nh->ifindex;
+	return true;
+}
+
+static __always_inline int send(struct xdp_md *ctx, __u32 ifindex)
+{
+	return ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+}
+
+/* One hop on, as a router: also what ends a loop between two balancers. */
+static __always_inline bool decrement_ttl(struct xdp_md *ctx, bool ipv6)
+{
+	if (ipv6) {
+		struct ipv6hdr *ip = at(ctx, ETH_HLEN);
+
+		if ((void *)(ip + 1) > end(ctx) || ip->hop_limit <= 1)
+			return false;
+		ip->hop_limit--;
+	} else {
+		struct iphdr *ip = at(ctx, ETH_HLEN);
+
+		if ((void *)(ip + 1) > end(ctx) || ip->ttl <= 1)
+			return false;
+		ip->ttl--;
+		ip->check = csum_fold((__u64)(__u16)~ip->check + (__u16)~bpf_htons(0x0100));
+	}
+	return true;
+}
+
+static __always_inline struct verdict send_l2(struct xdp_md *ctx, const struct packet *pkt,
+					      const struct hop *hop)
+{
+	if (pkt->ip_len > hop->mtu)
+		return too_big(ctx, pkt, hop->mtu);
+	if (!decrement_ttl(ctx, pkt->ipv6))
+		return verdict(XDP_DROP, REASON_DROP_TTL_EXPIRED);
+	if (at(ctx, ETH_HLEN) > end(ctx))
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE); /* parsed before: cannot be */
+	__builtin_memcpy(at(ctx, 0), hop->macs, sizeof(hop->macs));
+	return verdict(send(ctx, hop->ifindex), REASON_SENT_TO_BACKEND);
+}
+
+/* DSCP and ECN go on the outer header too (RFC 6040, normal mode). */
+static __always_inline __u8 traffic_class(struct xdp_md *ctx, bool ipv6)
+{
+	__u8 *ip = at(ctx, ETH_HLEN);
+
+	if ((void *)(ip + 2) > end(ctx))
+		return 0;
+	return ipv6 ? (__u8)(ip[0] << 4 | ip[1] >> 4) : ip[1];
+}
+
+static __always_inline void write_outer4(struct iphdr *ip, const struct packet *pkt,
+					 const struct backend_val *b, __u8 tos)
+{
+	*ip = (struct iphdr){
+		.version = 4,
+		.ihl = 5,
+		.tos = tos,
+		.tot_len = bpf_htons(sizeof(*ip) + pkt->ip_len),
+		.frag_off = bpf_htons(IPV4_DF),
+		.ttl = OUTER_TTL,
+		.protocol = pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
+		.saddr = ipv4_of((const __u8 *)config.ipip_saddr4) |
+			 bpf_htonl(pkt->hash & config.ipip_spread4),
+		.daddr = ipv4_of(b->addr),
+	};
+	ip->check = csum_fold(csum_add(0, ip, sizeof(*ip) / 4));
+}
+
+static __always_inline void write_outer6(struct ipv6hdr *ip, const struct packet *pkt,
+					 const struct backend_val *b, __u8 tos)
+{
+	__be32 *word = (__be32 *)ip;
+
+	word[0] = bpf_htonl(6U << 28 | (__u32)tos << 20 | (pkt->hash & 0xfffff));
+	ip->payload_len = bpf_htons(pkt->ip_len);
+	ip->nexthdr = pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	ip->hop_limit = OUTER_TTL;
+	__builtin_memcpy(&ip->saddr, (const void *)config.ipip_saddr6, 16);
+	ip->saddr.in6_u.u6_addr32[3] |= bpf_htonl(pkt->hash & config.ipip_spread6);
+	__builtin_memcpy(&ip->daddr, b->addr, 16);
+}
+
+static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct packet *pkt,
+						const struct backend_val *b, const struct hop *hop)
+{
+	bool outer6 = b->flags & BACKEND_IPV6;
+	__u32 outer = outer6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	__u8 tos = traffic_class(ctx, pkt->ipv6);
+	struct ethhdr *eth;
+
+	if (pkt->ip_len + outer > hop->mtu)
+		return too_big(ctx, pkt, hop->mtu - outer);
+	if (outer6) {
+		if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct ipv6hdr)))
+			return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
+		eth = at(ctx, 0);
+		if ((void *)(eth + 1) + sizeof(struct ipv6hdr) > end(ctx))
+			return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+		write_outer6((void *)(eth + 1), pkt, b, tos);
+		eth->h_proto = bpf_htons(ETH_P_IPV6);
+	} else {
+		if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct iphdr)))
+			return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
+		eth = at(ctx, 0);
+		if ((void *)(eth + 1) + sizeof(struct iphdr) > end(ctx))
+			return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+		write_outer4((void *)(eth + 1), pkt, b, tos);
+		eth->h_proto = bpf_htons(ETH_P_IP);
+	}
+	__builtin_memcpy(eth, hop->macs, sizeof(hop->macs));
+	return verdict(send(ctx, hop->ifindex), REASON_SENT_TO_BACKEND);
+}
+
+#endif

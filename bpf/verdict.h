@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The one exit: every packet leaves through leave(), which counts its reason. */
+#ifndef SHUNT_VERDICT_H
+#define SHUNT_VERDICT_H
+
+#include <stdbool.h>
+
+#include "maps.h"
+
+/* The compiler must not assume that what userspace writes never changes. */
+#define READ_ONCE(x)	 (*(volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
+#define NS_PER_S 1000000000ULL
+
+const volatile struct lb_config config = {};
+
+__u64 test_now_ns; /* read only when config.test_clock is set */
+
+static __always_inline __u64 now_ns(void)
+{
+	if (config.test_clock)
+		return READ_ONCE(test_now_ns);
+	return bpf_ktime_get_coarse_ns();
+}
+
+struct verdict {
+	int   action;
+	__u32 reason;
+	__u32 svc;	/* 0 = none */
+	__u32 backend;	/* 0 = none */
+};
+
+static __always_inline struct verdict verdict(int action, enum reason reason)
+{
+	return (struct verdict){.action = action, .reason = reason};
+}
+
+static __always_inline void note(__u32 event)
+{
+	struct event_count *n = bpf_map_lookup_elem(&events, &event);
+
+	if (n)
+		n->times++;
+}
+
+static __always_inline void count(void *map, __u32 index, __u32 bytes)
+{
+	struct count *n = bpf_map_lookup_elem(map, &index);
+
+	if (n) {
+		n->packets++;
+		n->bytes += bytes;
+	}
+}
+
+enum budget { BUDGET_INSERTS, BUDGET_ANSWERS, BUDGET_SAMPLES };
+
+/* Takes a token; false if this processor has used up its share of this second. */
+static __always_inline bool spend(enum budget kind)
+{
+	__u64 now = now_ns();
+	__u32 zero = 0;
+	struct budget_val *b = bpf_map_lookup_elem(&budget, &zero);
+
+	if (!b)
+		return false;
+	if (now - b->since_ns >= NS_PER_S) {
+		b->since_ns = now;
+		b->inserts = b->answers = b->samples = 0;
+	}
+	switch (kind) {
+	case BUDGET_INSERTS:
+		return b->inserts++ < config.inserts_per_s;
+	case BUDGET_ANSWERS:
+		return b->answers++ < config.answers_per_s;
+	default:
+		return b->samples++ < config.samples_per_s;
+	}
+}
+
+static __noinline void take_sample(struct xdp_md *ctx, struct verdict *v)
+{
+	struct sample *s;
+	__u32 len = ctx->data_end - ctx->data, captured = len;
+
+	if (!spend(BUDGET_SAMPLES))
+		return;
+	s = bpf_ringbuf_reserve(&samples, sizeof(*s), 0);
+	if (!s) {
+		note(EVENT_SAMPLE_LOST);
+		return;
+	}
+	if (captured > SAMPLE_BYTES)
+		captured = SAMPLE_BYTES;
+	s->time_ns = now_ns();
+	s->reason = v->reason;
+	s->ifindex = ctx->ingress_ifindex;
+	s->svc = v->svc;
+	s->backend = v->backend;
+	s->len = len;
+	s->captured = captured;
+	__builtin_memset(s->data, 0, sizeof(s->data));
+	/* The verifier wants the bound in the same register as the length. */
+	if (captured > 0 && captured <= SAMPLE_BYTES &&
+	    bpf_xdp_load_bytes(ctx, 0, s->data, captured))
+		s->captured = 0;
+	bpf_ringbuf_submit(s, 0);
+}
+
+static __always_inline int leave(struct xdp_md *ctx, struct verdict v, __u32 len)
+{
+	count(&reasons, v.reason, len);
+	if (v.svc)
+		count(&svc_stats, v.svc, len);
+	if (v.backend)
+		count(&backend_stats, v.backend, len);
+	if (v.action == XDP_DROP)
+		take_sample(ctx, &v);
+	return v.action;
+}
+
+#endif

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The distribution's libbpf (1.1 or later) through ctypes: signatures and errno, nothing else."""
+
+from __future__ import annotations
+
+import ctypes as c
+import ctypes.util
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from shunt.lb.errors import ShuntError
+
+P, I, U, Z = c.c_void_p, c.c_int, c.c_uint32, c.c_size_t
+PrintFn = c.CFUNCTYPE(I, I, c.c_char_p, P)
+SampleFn = c.CFUNCTYPE(I, P, P, Z)
+
+# bpf_cmd-independent constants of <linux/bpf.h>, which has no Python face.
+BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
+BPF_XDP = 37
+MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_RINGBUF = 1, 2, 6, 27
+BPF_F_MMAPABLE = 1 << 10
+XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 1 << 1, 1 << 2
+XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
+
+
+class BatchOpts(c.Structure):
+    """struct bpf_map_batch_opts"""
+
+    _fields_ = (("sz", Z), ("elem_flags", c.c_uint64), ("flags", c.c_uint64))
+
+
+class LinkCreateOpts(c.Structure):
+    """struct bpf_link_create_opts, up to the part that XDP uses"""
+
+    _fields_ = (
+        ("sz", Z),
+        ("flags", U),
+        ("iter_info", P),
+        ("iter_info_len", U),
+        ("target_btf_id", U),
+        ("cookie", c.c_uint64),
+        ("pad", c.c_uint64 * 4),
+    )
+
+
+class XdpQueryOpts(c.Structure):
+    """struct bpf_xdp_query_opts"""
+
+    _fields_ = (
+        ("sz", Z),
+        ("prog_id", U),
+        ("drv_prog_id", U),
+        ("hw_prog_id", U),
+        ("skb_prog_id", U),
+        ("attach_mode", c.c_uint8),
+    )
+
+
+class TestRunOpts(c.Structure):
+    """struct bpf_test_run_opts"""
+
+    _fields_ = (
+        ("sz", Z),
+        ("data_in", P),
+        ("data_out", P),
+        ("data_size_in", U),
+        ("data_size_out", U),
+        ("ctx_in", P),
+        ("ctx_out", P),
+        ("ctx_size_in", U),
+        ("ctx_size_out", U),
+        ("retval", U),
+        ("repeat", I),
+        ("duration", U),
+        ("flags", U),
+        ("cpu", U),
+        ("batch_size", U),
+    )
+
+
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    # name: (result, arguments...)
+    "libbpf_set_print": (P, PrintFn),
+    "libbpf_major_version": (U,),
+    "libbpf_minor_version": (U,),
+    "bpf_object__open_file": (P, c.c_char_p, P),
+    "bpf_object__load": (I, P),
+    "bpf_object__close": (None, P),
+    "bpf_object__btf": (P, P),
+    "bpf_object__next_map": (P, P, P),
+    "bpf_object__next_program": (P, P, P),
+    "bpf_map__name": (c.c_char_p, P),
+    "bpf_map__fd": (I, P),
+    "bpf_map__type": (I, P),
+    "bpf_map__key_size": (U, P),
+    "bpf_map__value_size": (U, P),
+    "bpf_map__max_entries": (U, P),
+    "bpf_map__map_flags": (U, P),
+    "bpf_map__btf_key_type_id": (U, P),
+    "bpf_map__btf_value_type_id": (U, P),
+    "bpf_map__set_max_entries": (I, P, U),
+    "bpf_map__reuse_fd": (I, P, I),
+    "bpf_map__initial_value": (P, P, c.POINTER(Z)),
+    "bpf_program__name": (c.c_char_p, P),
+    "bpf_program__fd": (I, P),
+    "bpf_program__set_autoload": (I, P, c.c_bool),
+    "bpf_program__set_log_buf": (I, P, P, Z),
+    "bpf_program__set_log_level": (I, P, U),
+    "btf__raw_data": (P, P, c.POINTER(U)),
+    "bpf_obj_pin": (I, I, c.c_char_p),
+    "bpf_obj_get": (I, c.c_char_p),
+    "bpf_obj_get_info_by_fd": (I, I, P, c.POINTER(U)),
+    "bpf_btf_get_fd_by_id": (I, U),
+    "bpf_prog_get_fd_by_id": (I, U),
+    "bpf_map_lookup_elem": (I, I, P, P),
+    "bpf_map_update_elem": (I, I, P, P, c.c_uint64),
+    "bpf_map_delete_elem": (I, I, P),
+    "bpf_map_lookup_batch": (I, I, P, P, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
+    "bpf_map_update_batch": (I, I, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
+    "bpf_map_delete_batch": (I, I, P, c.POINTER(U), c.POINTER(BatchOpts)),
+    "bpf_link_create": (I, I, I, I, c.POINTER(LinkCreateOpts)),
+    "bpf_link_update": (I, I, I, P),
+    "bpf_link_detach": (I, I),
+    "bpf_xdp_query": (I, I, I, c.POINTER(XdpQueryOpts)),
+    "bpf_prog_test_run_opts": (I, I, c.POINTER(TestRunOpts)),
+    "ring_buffer__new": (P, I, SampleFn, P, P),
+    "ring_buffer__epoll_fd": (I, P),
+    "ring_buffer__consume": (I, P),
+    "ring_buffer__free": (None, P),
+}
+
+_log: list[str] = []
+
+
+@cache
+def lib() -> c.CDLL:
+    """The loaded library.
+
+    Raises: ShuntError if libbpf is absent or older than 1.1.
+    """
+    name = ctypes.util.find_library("bpf") or "libbpf.so.1"
+    try:
+        found = c.CDLL(name, use_errno=True)
+    except OSError as e:
+        raise ShuntError(
+            "libbpf is not installed", str(e), "install it: apt-get install libbpf1"
+        ) from e
+    for symbol, (result, *arguments) in _SIGNATURES.items():
+        function = getattr(found, symbol)
+        function.restype, function.argtypes = result, arguments
+    version = found.libbpf_major_version(), found.libbpf_minor_version()
+    if version < (1, 1):
+        raise ShuntError(
+            f"libbpf {version[0]}.{version[1]} is too old",
+            "Shunt is tested with libbpf 1.1 and later",
+            "install a newer libbpf1 (Debian 12 has 1.1)",
+        )
+    found.libbpf_set_print(_keep_log)
+    return found
+
+
+@PrintFn
+def _keep_log(level: int, fmt: bytes, args: int) -> int:
+    """libbpf's own messages: kept for the error that follows, never printed by themselves."""
+    if level > 0:  # LIBBPF_WARN is 0
+        return 0
+    buffer = c.create_string_buffer(16384)
+    c.CDLL(None).vsnprintf(buffer, c.c_size_t(len(buffer)), fmt, c.c_void_p(args))
+    _log.append(buffer.value.decode(errors="replace").rstrip())
+    del _log[:-50]
+    return 0
+
+
+def take_log() -> list[str]:
+    """What libbpf has complained of since the last call."""
+    lines = list(_log)
+    _log.clear()
+    return lines
+
+
+def call(name: str, *arguments: Any) -> int:
+    """Call a function that returns a negative errno on failure.
+
+    Raises: OSError with that errno; its text names the function.
+    """
+    result = int(getattr(lib(), name)(*arguments))
+    if result < 0:
+        raise OSError(-result, f"{name}: {os.strerror(-result)}")
+    return result
+
+
+def pointer_call(name: str, *arguments: Any) -> int:
+    """Call a function that returns NULL on failure, its errno in `errno`.
+
+    Raises: OSError with that errno.
+    """
+    c.set_errno(0)
+    result = getattr(lib(), name)(*arguments)
+    if not result:
+        code = c.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return int(result)
+
+
+def each(function: str, owner: int) -> list[int]:
+    """All handles that a bpf_object__next_* iterator gives."""
+    step: Callable[[int, int | None], int | None] = getattr(lib(), function)
+    found: list[int] = []
+    at: int | None = None
+    while at := step(owner, at):
+        found.append(at)
+    return found
+
+
+def info_by_fd(fd: int, info: c.Structure) -> None:
+    """Fill a struct bpf_*_info.
+
+    Raises: OSError.
+    """
+    size = U(c.sizeof(info))
+    call("bpf_obj_get_info_by_fd", fd, c.byref(info), c.byref(size))
+
+
+class MapInfo(c.Structure):
+    """struct bpf_map_info"""
+
+    _fields_ = (
+        ("type", U),
+        ("id", U),
+        ("key_size", U),
+        ("value_size", U),
+        ("max_entries", U),
+        ("map_flags", U),
+        ("name", c.c_char * 16),
+        ("ifindex", U),
+        ("btf_vmlinux_value_type_id", U),
+        ("netns_dev", c.c_uint64),
+        ("netns_ino", c.c_uint64),
+        ("btf_id", U),
+        ("btf_key_type_id", U),
+        ("btf_value_type_id", U),
+        ("pad", U),
+        ("map_extra", c.c_uint64),
+    )
+
+
+class BtfInfo(c.Structure):
+    """struct bpf_btf_info"""
+
+    _fields_ = (
+        ("btf", c.c_uint64),
+        ("btf_size", U),
+        ("id", U),
+        ("name", c.c_uint64),
+        ("name_len", U),
+        ("kernel_btf", U),
+    )
+
+
+class ProgInfo(c.Structure):
+    """struct bpf_prog_info, up to what is read here"""
+
+    _fields_ = (
+        ("type", U),
+        ("id", U),
+        ("tag", c.c_uint8 * 8),
+        ("jited_prog_len", U),
+        ("xlated_prog_len", U),
+        ("jited_prog_insns", c.c_uint64),
+        ("xlated_prog_insns", c.c_uint64),
+        ("load_time", c.c_uint64),
+        ("created_by_uid", U),
+        ("nr_map_ids", U),
+        ("map_ids", c.c_uint64),
+        ("name", c.c_char * 16),
+    )
+
+
+class LinkInfo(c.Structure):
+    """struct bpf_link_info for an XDP link"""
+
+    _fields_ = (
+        ("type", U),
+        ("id", U),
+        ("prog_id", U),
+        ("pad", U),
+        ("ifindex", U),
+        ("rest", c.c_uint8 * 44),
+    )

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The load balancer. For a direct-server-return service in steady state a packet costs: parse,
+ * one hash look-up (services), one flow hash, array reads (svc, slots, backends, nexthops),
+ * encapsulate, transmit. No flow table, no clock, no FIB.
+ */
+#include "nat.h"
+
+static __always_inline bool is_served(const struct packet *pkt)
+{
+	__u32 port = bpf_ntohs(pkt->key.dport);
+	__u32 index = (pkt->key.proto == IPPROTO_UDP) << 10 | port >> 6;
+	struct ports_val *p = bpf_map_lookup_elem(&ports, &index);
+
+	return p && p->bits >> (port & 63) & 1;
+}
+
+/* Where the packet falls; false if the tables contradict each other. */
+static __always_inline bool find_place(const struct packet *pkt, const struct svc_val *service,
+				       struct place *p)
+{
+	__u64 region = READ_ONCE(service->region);
+	__u32 log2 = region & ((1 << REGION_LOG2_BITS) - 1);
+	struct slot_val *s;
+	__u64 word;
+
+	p->slot = (__u32)(region >> REGION_LOG2_BITS) + (__u32)((__u64)pkt->hash << log2 >> 32);
+	s = bpf_map_lookup_elem(&slots, &p->slot);
+	if (!s)
+		return false;
+	word = READ_ONCE(s->word);
+	p->cur = word & SLOT_BACKEND_MASK;
+	p->prev = word >> SLOT_BACKEND_BITS & SLOT_BACKEND_MASK;
+	p->state = word >> SLOT_STATE_SHIFT;
+	p->idle_ns = service->idle_ns;
+	return true;
+}
+
+static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet *pkt, __u32 svc_id)
+{
+	struct svc_val *service = bpf_map_lookup_elem(&svc, &svc_id);
+	struct place p = {.svc = svc_id};
+	struct backend_val *b;
+	struct verdict v;
+	struct hop hop;
+	__u32 id;
+
+	if (!service || service->mode == MODE_NONE)
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (!find_place(pkt, service, &p))
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (service->mode == MODE_NAT) {
+		nat_forward(ctx, pkt, &p, &v);
+		return v;
+	}
+	id = p.state == SLOT_SETTLED ? p.cur : track(pkt, &p);
+	if (!id)
+		return refuse(ctx, pkt);
+	b = bpf_map_lookup_elem(&backends, &id);
+	if (!b || !(b->flags & BACKEND_KNOWN))
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (!find_hop(ctx, b, pkt->ip_len, &hop))
+		v = verdict(XDP_DROP, REASON_DROP_NO_NEXTHOP);
+	else if (service->mode == MODE_DSR_IPIP)
+		v = send_ipip(ctx, pkt, b, &hop);
+	else
+		v = send_l2(ctx, pkt, &hop);
+	v.backend = id;
+	return v;
+}
+
+static __always_inline struct verdict decide(struct xdp_md *ctx)
+{
+	struct packet pkt = {};
+	struct svc_id *id;
+	struct verdict v;
+	enum reason why;
+
+	if (!parse(ctx, &pkt, &why))
+		return verdict(XDP_PASS, why);
+	if (!is_served(&pkt))
+		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
+	pkt.hash = flow_hash(&pkt.key, pkt.ipv6);
+	if ((__u16)(bpf_ntohs(pkt.key.dport) - config.nat_port_min) < config.nat_port_count &&
+	    nat_reply(ctx, &pkt, &v))
+		return v;
+	id = bpf_map_lookup_elem(&services, &pkt.key.daddr); /* see struct flow_key */
+	if (!id)
+		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
+	v = balance(ctx, &pkt, id->svc);
+	v.svc = id->svc;
+	return v;
+}
+
+SEC("xdp")
+int shunt_lb(struct xdp_md *ctx)
+{
+	__u32 len = ctx->data_end - ctx->data;
+
+	return leave(ctx, decide(ctx), len);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
