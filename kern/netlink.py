@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel says about links, addresses and routes (rtnetlink).
+
+The sockets are our own and blocking: the kernel answers a request before `send` returns, so that
+the receive that follows never waits and an event loop may call all of this. Messages are encoded
+and decoded by pyroute2, whose own sockets each want an event loop for themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Self
+
+from pyroute2.netlink import rtnl  # type: ignore[import-untyped]
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # type: ignore[import-untyped]
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl  # type: ignore[import-untyped]
+from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
+
+from shunt.lb.errors import ShuntError
+
+IPAddress = IPv4Address | IPv6Address
+
+# linux/netlink.h
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP, NETLINK_EXT_ACK = 1, 11
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
+NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+# linux/if.h, linux/if_arp.h, linux/if_addr.h, linux/rtnetlink.h
+IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
+ARPHRD_ETHER = 1
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
+RTN_UNICAST, RTN_LOCAL = 1, 2
+RTEXT_FILTER_SKIP_STATS = 1 << 3
+
+# The kernel fills at most 32 KiB of a dump at a time.
+_RECEIVE_BYTES = 1 << 16
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ROUTE_TYPES = (
+    "unspecified", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole",
+    "unreachable", "prohibit", "throw",
+)  # fmt: skip
+# `fib_lookup` turns these types of route into errors.
+_NO_ROUTE = {
+    errno.ENETUNREACH: "the routing table has no route that leads there",
+    errno.EHOSTUNREACH: "its route is of type unreachable, or the host cannot be reached",
+    errno.EINVAL: "its route is of type blackhole, or the address is not one to send to",
+    errno.EACCES: "its route is of type prohibit",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device. `mac` is empty unless it speaks Ethernet."""
+
+    ifindex: int
+    name: str
+    mac: bytes
+    mtu: int
+    up: bool
+    carrier: bool = True
+    kind: str = ""  # veth, bond, bridge, dummy, ...; empty for hardware
+    loopback: bool = False
+
+    @property
+    def ethernet(self) -> bool:
+        return len(self.mac) == 6
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """An address of this host."""
+
+    ifindex: int
+    address: IPAddress
+    prefix_length: int
+    flags: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """False while, or after, duplicate address detection forbids its use."""
+        return not self.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way the kernel would send to `destination`. MTU: the smaller of route and device."""
+
+    destination: IPAddress
+    link: Link
+    mtu: int
+    gateway: IPAddress | None = None  # None: on the link itself
+    source: IPAddress | None = None  # this host's address towards it
+    local: bool = False  # an address of this host
+    tunnel: bool = False  # the route itself encapsulates (lwtunnel)
+    advmss: int = 0  # 0: as the MTU gives
+
+    @property
+    def next_hop(self) -> IPAddress:
+        """Whose MAC a frame carries."""
+        return self.gateway if self.gateway is not None else self.destination
+
+
+class Netlink:
+    """A request socket in the network namespace of the thread that makes it.
+
+    Not to be shared by threads. Every method raises OSError for what the kernel refuses, except
+    where it says ShuntError; the socket can be used on afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        try:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+            # Never reached unless an answer is lost; then an error is better than a hang.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 5, 0))
+            self._socket.bind((0, 0))
+        except OSError:
+            self._socket.close()
+            raise
+        self._marshal = MarshalRtnl()
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def request(self, kind: int, message: Any, flags: int = 0) -> list[Any]:
+        """Send one request; the messages that answer it. Raises: OSError with the kernel's word."""
+        self._send(kind, message, flags | NLM_F_ACK)
+        return list(self._answers())
+
+    def dump(self, kind: int, message: Any) -> list[Any]:
+        """Everything of a kind, taken again if it changed while it was read."""
+        for _ in range(10):
+            self._send(kind, message, NLM_F_DUMP)
+            answers = list(self._answers())
+            if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in answers):
+                break
+        return answers
+
+    def _send(self, kind: int, message: Any, flags: int) -> None:
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        header = message["header"]
+        header["type"], header["flags"] = kind, NLM_F_REQUEST | flags
+        header["sequence_number"] = self._sequence
+        message.reset()
+        message.encode()
+        self._socket.send(message.data)
+
+    def _answers(self) -> Iterator[Any]:
+        while True:
+            for answer in self._marshal.parse(self._socket.recv(_RECEIVE_BYTES)):
+                header = answer["header"]
+                # The rest of a dump that somebody stopped reading.
+                if header["sequence_number"] != self._sequence:
+                    continue
+                if header["error"] is not None:
+                    code = getattr(header["error"], "code", errno.EPROTO)
+                    text = answer.get_attr("NLMSGERR_ATTR_MSG") if code != errno.EPROTO else None
+                    raise OSError(code, text or os.strerror(code))
+                if header["type"] in (NLMSG_ERROR, NLMSG_DONE):
+                    return
+                yield answer
+
+    def links(self) -> dict[int, Link]:
+        """Every device, by ifindex."""
+        message = ifinfmsg()
+        message["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
+        found = (to_link(answer) for answer in self.dump(rtnl.RTM_GETLINK, message))
+        return {link.ifindex: link for link in found}
+
+    def link(self, name: str) -> Link:
+        """The device of this name, which must be up.
+
+        Raises: ShuntError if it is absent or down.
+        """
+        links = {link.name: link for link in self.links().values()}
+        if name not in links:
+            raise ShuntError(
+                f"interface {name} does not exist",
+                why=f"this host has {', '.join(sorted(links))}",
+                fix="correct `interfaces` in shunt.yaml, or bring the device in (`ip link`)",
+            )
+        if not links[name].up:
+            raise ShuntError(
+                f"interface {name} is down",
+                why="a program attached there would see no packet",
+                fix=f"ip link set dev {name} up",
+            )
+        return links[name]
+
+    def addresses(self) -> list[InterfaceAddress]:
+        """Every address of this host."""
+        found: list[InterfaceAddress] = []
+        for answer in self.dump(rtnl.RTM_GETADDR, ifaddrmsg()):
+            # On a point-to-point link IFA_ADDRESS is the peer's.
+            text = answer.get_attr("IFA_LOCAL") or answer.get_attr("IFA_ADDRESS")
+            if text is not None:
+                flags = answer.get_attr("IFA_FLAGS") or answer["flags"]
+                found.append(
+                    InterfaceAddress(answer["index"], ip_address(text), answer["prefixlen"], flags)
+                )
+        return found
+
+    def resolve(self, address: IPAddress, links: Mapping[int, Link] | None = None) -> Route:
+        """The kernel's route to an address. `links` saves asking for the devices each time.
+
+        Raises: ShuntError if there is none, or one that refuses.
+        """
+        message = rtmsg()
+        message["family"] = FAMILIES[address.version]
+        message["dst_len"] = address.max_prefixlen
+        message["attrs"] = [("RTA_DST", str(address))]
+        try:
+            answer = self.request(rtnl.RTM_GETROUTE, message)[0]
+        except OSError as error:
+            if error.errno not in _NO_ROUTE:
+                raise
+            raise _no_route(address, _NO_ROUTE[error.errno]) from error
+        if answer["type"] not in (RTN_UNICAST, RTN_LOCAL):
+            raise _no_route(address, f"its route is of type {_type_name(answer['type'])}")
+        links = links if links is not None else self.links()
+        link = links.get(answer.get_attr("RTA_OIF") or 0)
+        if link is None:
+            raise _no_route(address, "its device has just gone")
+        return _to_route(address, link, answer)
+
+
+def to_link(message: Any) -> Link:
+    """A decoded RTM_NEWLINK or RTM_DELLINK."""
+    flags = message["flags"]
+    mac = message.get_attr("IFLA_ADDRESS") if message["ifi_type"] == ARPHRD_ETHER else None
+    info = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        ifindex=message["index"],
+        name=message.get_attr("IFLA_IFNAME") or "",
+        mac=bytes.fromhex(mac.replace(":", "")) if mac else b"",
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        up=bool(flags & IFF_UP),
+        carrier=bool(flags & IFF_LOWER_UP),
+        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info is not None else "",
+        loopback=bool(flags & IFF_LOOPBACK),
+    )
+
+
+def _to_route(address: IPAddress, link: Link, answer: Any) -> Route:
+    # An IPv4 route may have an IPv6 gateway (RFC 8950): then it stands in RTA_VIA.
+    via = answer.get_attr("RTA_VIA")
+    gateway = answer.get_attr("RTA_GATEWAY") or (via["addr"] if via else None)
+    source = answer.get_attr("RTA_PREFSRC")
+    metrics = answer.get_attr("RTA_METRICS")
+    route_mtu = metrics.get_attr("RTAX_MTU") if metrics is not None else None
+    return Route(
+        destination=address,
+        link=link,
+        mtu=min(route_mtu or link.mtu, link.mtu),
+        gateway=ip_address(gateway) if gateway else None,
+        source=ip_address(source) if source else None,
+        local=answer["type"] == RTN_LOCAL,
+        tunnel=answer.get_attr("RTA_ENCAP_TYPE") is not None,
+        advmss=(metrics.get_attr("RTAX_ADVMSS") or 0) if metrics is not None else 0,
+    )
+
+
+def _type_name(kind: int) -> str:
+    return _ROUTE_TYPES[kind] if kind < len(_ROUTE_TYPES) else str(kind)
+
+
+def _no_route(address: IPAddress, why: str) -> ShuntError:
+    return ShuntError(
+        f"no route to {address}",
+        why=why,
+        fix=f"add a route (`ip route get {address}` shows the kernel's answer)"
+        " or correct the address",
+    )
