@@ -26,8 +26,10 @@ BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Ibpf \
 	-Wall -Wextra -Werror
 
 # Root leaves no caches in the checkout: neither bytecode nor pytest's nor hypothesis's.
-TEST_ENV := PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=$(shell tools/cache-dir)/hypothesis
-PYTEST := env $(TEST_ENV) $(PYTHON) -m pytest -p no:cacheprovider
+UNCACHED = env PYTHONDONTWRITEBYTECODE=1 \
+	HYPOTHESIS_STORAGE_DIRECTORY="$$(tools/cache-dir)/hypothesis" $(PYTHON)
+PYTEST = $(UNCACHED) -m pytest -p no:cacheprovider
+ARGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -65,3 +67,74 @@ build/stamp/extension: $(wildcard setup.py lb/*.c lb/*.h) build/venv/made-from
 		$(PYTHON) setup.py -q build_ext --inplace --build-temp build/ext; \
 	fi
 	@touch $@
+
+.PHONY: lint
+lint: venv ## ruff, mypy and clang-format
+	$(AS_OWNER) build/venv/bin/ruff check --quiet .
+	$(AS_OWNER) build/venv/bin/ruff format --quiet --check .
+	$(AS_OWNER) build/venv/bin/clang-format --dry-run -Werror $(C_SOURCES)
+	$(AS_OWNER) tools/mypy
+
+.PHONY: format
+format: venv ## rewrite Python and C in the project's format
+	$(AS_OWNER) build/venv/bin/ruff check --quiet --fix-only .
+	$(AS_OWNER) build/venv/bin/ruff format .
+	$(AS_OWNER) build/venv/bin/clang-format -i $(C_SOURCES)
+
+.PHONY: unit
+unit: build ## the pure tests; no root needed
+	$(PYTEST) tests/unit $(ARGS)
+
+.PHONY: packets
+packets: need-root build ## single packets through the real programs (root)
+	$(PYTEST) tests/packets $(ARGS)
+
+.PHONY: netns
+netns: need-root build ## real sockets across network namespaces (root)
+	$(PYTEST) tests/netns $(ARGS)
+
+# One recipe, so that also `make -j` keeps the order; pytest's summary is the last line.
+.PHONY: test
+test: need-root ## lint, build and all of the tests above (root)
+	@$(MAKE) lint
+	@$(MAKE) build
+	@status=0; \
+	$(PYTEST) $(ARGS) || status=$$?; \
+	tools/check-owner || status=1; \
+	exit $$status
+
+.PHONY: demo
+demo: need-root build ## the lab, live; ARGS=--stay keeps it up (root)
+	@$(UNCACHED) -m shunt.lab.demo $(ARGS)
+
+.PHONY: test-kernels
+test-kernels: need-root build ## the packet tests on Debian's 6.1 and 6.12 kernels, in QEMU (root)
+	@tools/deps requirements/debian.txt requirements/debian-kernels.txt
+	@$(UNCACHED) tests/kernels/run.py $(ARGS)
+
+# The results are root's work, and the owner's files.
+.PHONY: perf-packet
+perf-packet: need-root build ## nanoseconds a packet, to perf/results/packet.json (root)
+	$(UNCACHED) -m perf.packet $(ARGS)
+	@tools/give-back perf/results
+
+.PHONY: perf-maglev
+perf-maglev: build ## balance and disruption of Maglev, to perf/results/maglev.json
+	$(AS_OWNER) $(PYTHON) -m perf.maglev $(ARGS)
+
+.PHONY: lock
+lock: deps ## pin again what requirements/run.txt and dev.txt bring with them
+	$(AS_OWNER) tools/lock
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf build $(BPF_OBJECTS) $(wildcard lb/*.so)
+
+.PHONY: need-root
+need-root:
+	@if [ "$$(id -u)" != 0 ]; then \
+		printf '%s\n' 'make $(MAKECMDGOALS) needs root' \
+			'  why: it loads BPF programs and creates network namespaces' \
+			'  fix: sudo make $(MAKECMDGOALS)' >&2; \
+		exit 1; \
+	fi
