@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files as the source: shunt.yaml and services.d/*.yaml to one checked Configuration, or none."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec import UnsetType
+from yaml.nodes import SequenceNode
+
+from shunt.lb.model import Configuration, Mode, Settings
+
+from .document import Document, name_of, read
+from .problems import ConfigError, ConfigErrors, Place, Problems
+from .rules import check_limits, check_services
+from .services import Written, build_service
+from .settings import build_settings
+from .shape import ServiceEntry, ServicesFile, SettingsFile
+from .typed import Path as KeyPath
+from .typed import Reader
+
+__all__ = ["ConfigError", "ConfigErrors", "FileSource", "Place", "load", "service_files"]
+
+SUFFIX = ".yaml"
+
+
+def load(config: Path, services: Path) -> Configuration:
+    """Read and check everything.
+
+    Shape:  equal files give equal configurations; services are sorted by name.
+    Raises: ConfigErrors with all errors of all files. What was loaded before stays in force.
+    """
+    problems = Problems()
+    settings, default_mode, reader = _load_settings(config, problems)
+    written: list[Written] = []
+    for path in _listed(services, problems):
+        document = read(path, problems)
+        if document is not None:
+            written += _load_services(document, default_mode, problems)
+    check_services(written, problems)
+    if settings is not None and reader.trusts(("limits",)):
+        check_limits(
+            written, settings.limits, lambda name: reader.place(("limits", name)), problems
+        )
+    problems.raise_any()
+    assert settings is not None  # else a problem was noted
+    ordered = sorted((item.service for item in written), key=lambda service: service.name)
+    return Configuration(settings, tuple(ordered))
+
+
+def service_files(services: Path) -> list[Path]:
+    """The files of a directory that are read, by name: *.yaml, not hidden.
+
+    Raises: OSError if the directory cannot be listed.
+    """
+    # Editors and package managers leave .web.yaml.swp, web.yaml~ and web.yaml.dpkg-new.
+    return sorted(path for path in services.iterdir() if _is_read(path.name))
+
+
+def _is_read(name: str) -> bool:
+    return name.endswith(SUFFIX) and not name.startswith(".")
+
+
+def _listed(services: Path, problems: Problems) -> list[Path]:
+    try:
+        return service_files(services)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        fix = "create the directory (it may be empty), or name another one with --services"
+        problems.add(Place(name_of(services)), "the directory cannot be listed", why, fix)
+        return []
+
+
+def _load_settings(config: Path, problems: Problems) -> tuple[Settings | None, Mode | None, Reader]:
+    reader = Reader(name_of(config), problems)
+    document = read(config, problems)
+    if document is None:
+        return None, None, reader
+    if document.root is None:
+        what, why = "the file is empty", "the file wants interfaces"
+        problems.add(Place(document.file, 1), what, why, 'add "interfaces: [eth0]"')
+        return None, None, reader
+    found = reader.read(document.root, SettingsFile)
+    if not isinstance(found, SettingsFile):
+        return None, None, reader
+    default_mode = Mode(found.mode) if reader.trusts(("mode",)) else None
+    return build_settings(reader, found), default_mode, reader
+
+
+def _load_services(
+    document: Document, default_mode: Mode | None, problems: Problems
+) -> list[Written]:
+    """The services of one file; a file with only comments has none."""
+    if document.root is None:
+        return []
+    reader = Reader(document.file, problems)
+    root: KeyPath = ("services",) if isinstance(document.root, SequenceNode) else ()
+    found = reader.read(document.root, ServicesFile, root)
+    entries: list[tuple[KeyPath, ServiceEntry | UnsetType]] = [(root, found)]
+    if isinstance(document.root, SequenceNode):
+        entries = [((*root, at), entry) for at, entry in enumerate(found)]
+    return [
+        build_service(reader, path, entry, default_mode)
+        for path, entry in entries
+        if isinstance(entry, ServiceEntry)
+    ]
+
+
+class FileSource:
+    """The two places where an operator writes, as something to load and to watch."""
+
+    def __init__(self, config: Path, services: Path) -> None:
+        self._config = config
+        self._services = services
+
+    def load(self) -> Configuration:
+        """As the module's `load`. Raises: ConfigErrors."""
+        return load(self._config, self._services)
+
+    def paths(self) -> list[Path]:
+        """Existing directories to watch.
+
+        Directories, because editors and configuration tools put a new file in the old one's
+        place; the parent of the services too, which tells when they come and go.
+        """
+        wanted = (
+            self._config.parent,
+            self._config.resolve().parent,
+            self._services,
+            self._services.parent,
+        )
+        return [path for path in dict.fromkeys(wanted) if path.is_dir()]
+
+    def concerns(self, changed: Iterable[str | Path]) -> bool:
+        """Whether a load could give something else after these paths changed."""
+        for path in map(Path, changed):
+            if path in (self._config, self._config.resolve(), self._services):
+                return True
+            if path.parent == self._services and _is_read(path.name):
+                return True
+        return False

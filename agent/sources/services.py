@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the shape of a service to a Service, with the rules that hold within one service."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from msgspec import UNSET
+
+from shunt.lb.model import Backend, HealthCheck, IPAddress, Mode, Port, Protocol, Service
+
+from . import values
+from .problems import Place
+from .shape import BackendEntry, Health, ServiceEntry
+from .typed import Path, Reader, each
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A service and where it is written."""
+
+    service: Service
+    name_place: Place
+    vip_places: tuple[Place, ...]
+
+
+def build_service(
+    reader: Reader, path: Path, entry: ServiceEntry, default_mode: Mode | None
+) -> Written:
+    """The service; what is refused is noted as an error and left out.
+
+    A `default_mode` of None is one that cannot be known; then what depends on it is not checked.
+    """
+    mode = Mode(entry.mode) if isinstance(entry.mode, str) else default_mode
+    if not reader.trusts((*path, "mode")):
+        mode = None
+    vips = _vips(reader, path, entry)
+    ports = tuple(_ports(reader, path, entry))
+    backends = _backends(reader, path, entry)
+    if mode is not None:
+        backends = _fit_mode(reader, path, mode, vips, ports, backends)
+    _check_backends(reader, list(vips), ports, backends)
+    service = Service(
+        name=entry.name if isinstance(entry.name, str) else "",
+        vips=tuple(vips),
+        ports=ports,
+        mode=mode or Mode.DSR_IPIP,
+        backends=tuple(backends.values()),
+        health=_health(reader, path, entry, ports),
+        tcp_idle_s=_duration(reader, (*path, "idle", "tcp"), entry.idle.tcp),
+        udp_idle_s=_duration(reader, (*path, "idle", "udp"), entry.idle.udp),
+        udp_window_s=_duration(reader, (*path, "udp_window"), entry.udp_window),
+        slots_per_backend=entry.slots_per_backend,
+    )
+    places = tuple(reader.place(vip_path) for vip_path in vips.values())
+    return Written(service, reader.place((*path, "name")), places)
+
+
+def _refuse(reader: Reader, path: Path, error: values.Refused) -> None:
+    reader.refuse(path, error.what, error.wants, error.fix)
+
+
+def _twice(reader: Reader, path: Path, what: str, first: Path) -> None:
+    why = f"this service has it already at {reader.place(first)}"
+    reader.error(path, f"{what} stands twice", why, "remove one of the two")
+
+
+def _vips(reader: Reader, path: Path, entry: ServiceEntry) -> dict[IPAddress, Path]:
+    found: dict[IPAddress, Path] = {}
+    for where, text in each((*path, "vip"), entry.vip):
+        try:
+            vip = values.address(text, "vip")
+        except values.Refused as error:
+            _refuse(reader, where, error)
+            continue
+        if vip in found:
+            _twice(reader, where, f"vip {vip}", found[vip])
+        found.setdefault(vip, where)
+    return found
+
+
+def _ports(reader: Reader, path: Path, entry: ServiceEntry) -> Iterator[Port]:
+    found: dict[Port, Path] = {}
+    for where, value in each((*path, "ports"), entry.ports):
+        try:
+            port = values.port(value)
+        except values.Refused as error:
+            _refuse(reader, where, error)
+            continue
+        if port in found:
+            _twice(reader, where, f"port {port}", found[port])
+        else:
+            found[port] = where
+            yield port
+
+
+def _backends(reader: Reader, path: Path, entry: ServiceEntry) -> dict[Path, Backend]:
+    found = {}
+    for where, value in each((*path, "backends"), entry.backends):
+        try:
+            if not isinstance(value, BackendEntry):
+                found[where] = values.backend(value)
+            elif isinstance(value.address, str):
+                address = values.address(value.address, "backend")
+                port = value.port if isinstance(value.port, int) else 0
+                found[where] = Backend(address, port, value.weight)
+        except values.Refused as error:
+            _refuse(reader, where, error)
+    return found
+
+
+def _fit_mode(
+    reader: Reader,
+    path: Path,
+    mode: Mode,
+    vips: dict[IPAddress, Path],
+    ports: tuple[Port, ...],
+    backends: dict[Path, Backend],
+) -> dict[Path, Backend]:
+    """The backends as the mode uses them; what it cannot do is noted."""
+    if mode is Mode.NAT:
+        _check_families(reader, path, vips, backends)
+        return backends
+    numbers = {port.port for port in ports}
+    for where, backend in backends.items():
+        others = sorted(numbers - {backend.port})
+        if backend.port and others:
+            what = f"backend {backend} has a port of its own"
+            why = f"mode {mode} leaves the packet's port as it is, here {others[0]}"
+            reader.error(where, what, why, "remove the port, or use mode: nat")
+    return {where: Backend(b.address, 0, b.weight) for where, b in backends.items()}
+
+
+def _check_families(
+    reader: Reader, path: Path, vips: dict[IPAddress, Path], backends: dict[Path, Backend]
+) -> None:
+    families = {vip.version for vip in vips}
+    if len(families) > 1:
+        what = "vip has addresses of both families"
+        why = "mode nat does not translate between IPv4 and IPv6"
+        fix = "make it two services, or use mode: dsr-ipip"
+        reader.error((*path, "vip"), what, why, fix)
+        return
+    for where, backend in backends.items():
+        if families and backend.address.version not in families:
+            vip, vip_path = next(iter(vips.items()))
+            what = f"backend {backend} is not of its VIP's family"
+            why = f"mode nat cannot reach it from {vip} ({reader.place(vip_path)})"
+            fix = f"give an IPv{vip.version} backend, or use mode: dsr-ipip"
+            reader.error(where, what, why, fix)
+
+
+def _check_backends(
+    reader: Reader, vips: list[IPAddress], ports: tuple[Port, ...], backends: dict[Path, Backend]
+) -> None:
+    numbers = {port.port for port in ports}
+    only = next(iter(numbers)) if len(numbers) == 1 else 0
+    first: dict[tuple[IPAddress, int], Path] = {}
+    for where, backend in backends.items():
+        if backend.address in vips:
+            why = "packets would come back to the balancer"
+            fix = "name the server's own address"
+            reader.error(where, f"backend {backend} is a VIP of its own service", why, fix)
+        key = (backend.address, backend.port or only)
+        if key in first:
+            _twice(reader, where, f"backend {backend}", first[key])
+        first.setdefault(key, where)
+
+
+def _duration(reader: Reader, path: Path, value: float | str) -> float:
+    name = ".".join(str(part) for part in path[-2:]) if "idle" in path else str(path[-1])
+    try:
+        return values.duration(value, name)
+    except values.Refused as error:
+        _refuse(reader, path, error)
+        return values.LONGEST_S
+
+
+def _health(
+    reader: Reader, path: Path, entry: ServiceEntry, ports: tuple[Port, ...]
+) -> HealthCheck | None:
+    path = (*path, "health")
+    has_tcp = any(port.protocol is Protocol.TCP for port in ports)
+    if entry.health == "none" or (entry.health is UNSET and not has_tcp):
+        return None
+    wanted = entry.health if isinstance(entry.health, Health) else Health()
+    interval = _duration(reader, (*path, "interval"), wanted.interval)
+    timeout = _duration(reader, (*path, "timeout"), wanted.timeout)
+    if timeout > interval and reader.trusts(path):
+        what = f"timeout {timeout:g} s is longer than the interval"
+        where = reader.place((*path, "interval"))
+        why = f"a check begins every {interval:g} s ({where}) and must end before the next"
+        reader.error((*path, "timeout"), what, why, "shorten the timeout or lengthen the interval")
+    port = wanted.port if isinstance(wanted.port, int) else None
+    # With ports refused it cannot be known whether one of them was TCP.
+    if port is None and not has_tcp and ports and reader.trusts((*path[:-1], "ports")):
+        why = "the service has only UDP ports"
+        fix = "write health: {type: tcp, port: PORT}, or health: none"
+        reader.error(path, "health has no port to connect to", why, fix)
+    return HealthCheck(wanted.type, port, interval, timeout, wanted.rise, wanted.fall)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the shape of shunt.yaml to Settings."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from shunt.lb.model import Limits, Settings
+
+from . import values
+from .shape import SettingsFile
+from .typed import Path, Reader, each
+
+_DEFAULT = Settings(interfaces=())
+_MOST_SEED = 2**64 - 1
+
+T = TypeVar("T")
+
+
+def build_settings(reader: Reader, written: SettingsFile) -> Settings:
+    """Settings; where a value is refused, an error is noted and its default stands."""
+    source4 = _parsed(
+        reader, ("ipip", "source4"), values.network4, written.ipip.source4, _DEFAULT.ipip_source4
+    )
+    source6 = _parsed(
+        reader, ("ipip", "source6"), values.network6, written.ipip.source6, _DEFAULT.ipip_source6
+    )
+    default_ports = (_DEFAULT.nat_port_min, _DEFAULT.nat_port_max)
+    first, last = _parsed(
+        reader, ("nat", "ports"), values.port_range, written.nat.ports, default_ports
+    )
+    if written.hash_seed > _MOST_SEED:
+        what = f"hash_seed {written.hash_seed} is out of range"
+        wants = f"an integer from 0 to {_MOST_SEED}"
+        reader.refuse(("hash_seed",), what, wants, "choose a smaller one, equal on all nodes")
+    slots = written.limits.slots
+    if slots & (slots - 1):
+        what, wants = f"slots {slots} is not a power of two", "a power of two"
+        fix = f"write {1 << slots.bit_length()}"
+        reader.refuse(("limits", "slots"), what, wants, fix)
+    return Settings(
+        interfaces=_interfaces(reader, written),
+        xdp_mode=written.xdp,
+        hash_seed=written.hash_seed,
+        ipip_source4=source4,
+        ipip_source6=source6,
+        nat_port_min=first,
+        nat_port_max=last,
+        limits=Limits(**msgspec.structs.asdict(written.limits)),
+        inserts_per_s=written.budgets.inserts,
+        answers_per_s=written.budgets.answers,
+        samples_per_s=written.budgets.samples,
+    )
+
+
+def _parsed(reader: Reader, path: Path, parse: Callable[[str], T], text: str, default: T) -> T:
+    try:
+        return parse(text)
+    except values.Refused as error:
+        reader.refuse(path, error.what, error.wants, error.fix)
+        return default
+
+
+def _interfaces(reader: Reader, written: SettingsFile) -> tuple[str, ...]:
+    first: dict[str, Path] = {}
+    for path, name in each(("interfaces",), written.interfaces):
+        if name in first:
+            why = f"it is listed already at {reader.place(first[name])}"
+            reader.error(path, f"interface {name} stands twice", why, "remove one of the two")
+        first.setdefault(name, path)
+    return tuple(first)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of the configuration files, declared once: keys, types, bounds and defaults.
+
+Text that has a form of its own (addresses, durations, ports) is checked further in `values`.
+Where a list may be written as a single value, the type says so.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from shunt.lb.model import HealthCheck, Limits, Service, Settings
+
+_NODE = Settings(interfaces=())
+_LIMITS = Limits()
+_SERVICE = Service(name="", vips=(), ports=())
+_HEALTH = HealthCheck()
+
+
+def _text(description: str, *examples: str) -> Meta:
+    return Meta(min_length=1, max_length=255, description=description, examples=list(examples))
+
+
+Interface = Annotated[
+    str,
+    Meta(
+        # The kernel's dev_valid_name(); 15 bytes.
+        pattern=r"^(?!\.{1,2}$)[!-.0-9;-~]{1,15}$",
+        description="an interface name of 1 to 15 characters, without / or :",
+        examples=["eth0"],
+    ),
+]
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([a-z0-9./-]{0,61}[a-z0-9])?$",
+        description="1 to 63 of a-z, 0-9, '-', '.' and '/', a letter or digit first and last",
+        examples=["web", "shop/web"],
+    ),
+]
+Address = Annotated[str, _text("an IPv4 or IPv6 address", "203.0.113.10")]
+BackendAddress = Annotated[str, _text("an IPv4 or IPv6 address", "10.0.0.1")]
+PortNumber = Annotated[int, Meta(ge=1, le=65535, examples=[80])]
+PortText = Annotated[str, _text("PORT, PORT/tcp or PORT/udp", "53/udp")]
+BackendText = Annotated[str, _text("ADDRESS, ADDRESS:PORT or [IPV6]:PORT", "10.0.0.1:8080")]
+DurationNumber = Annotated[float, Meta(description="seconds")]
+DurationText = Annotated[str, _text("seconds, or a number with ms, s, m, h or d", "500ms")]
+Duration = DurationNumber | DurationText
+Budget = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+ModeName = Literal["dsr-ipip", "dsr-l2", "nat"]
+
+
+class Shape(Struct, frozen=True, forbid_unknown_fields=True):
+    """What all mappings of the files have in common.
+
+    A required value that was refused is UNSET in what `typed.Reader` returns.
+    """
+
+
+class Ipip(Shape, frozen=True):
+    """Where the outer source addresses of dsr-ipip come from."""
+
+    source4: Annotated[str, _text("an IPv4 network", "198.18.0.0/16")] = str(_NODE.ipip_source4)
+    source6: Annotated[str, _text("an IPv6 network", "100::/64")] = str(_NODE.ipip_source6)
+
+
+class Nat(Shape, frozen=True):
+    """This node's source ports in mode nat."""
+
+    ports: Annotated[str, _text("FIRST-LAST with 1024 ports or more", "10000-29999")] = (
+        f"{_NODE.nat_port_min}-{_NODE.nat_port_max}"
+    )
+
+
+class Budgets(Shape, frozen=True):
+    """What one processor may do in a second."""
+
+    inserts: Budget = _NODE.inserts_per_s
+    answers: Budget = _NODE.answers_per_s
+    samples: Budget = _NODE.samples_per_s
+
+
+class Sizes(Shape, frozen=True):
+    """Sizes of the maps. Ids are 24 bits wide in a slot, hence some of the bounds."""
+
+    frontends: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.frontends
+    services: Annotated[int, Meta(ge=16, le=2**20)] = _LIMITS.services
+    slots: Annotated[int, Meta(ge=1024, le=2**28)] = _LIMITS.slots
+    backends: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.backends
+    nexthops: Annotated[int, Meta(ge=16, le=2**20)] = _LIMITS.nexthops
+    flows: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.flows
+    nat: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.nat
+
+
+class SettingsFile(Shape, frozen=True):
+    """/etc/shunt/shunt.yaml"""
+
+    interfaces: (
+        Annotated[list[Interface], Meta(min_length=1, examples=[["eth0"]])] | Interface | UnsetType
+    )
+    xdp: Literal["auto", "native", "generic"] = _NODE.xdp_mode
+    # msgspec cannot hold the upper bound, 2**64 - 1, as a constraint; the schema can.
+    hash_seed: Annotated[int, Meta(ge=0, extra_json_schema={"maximum": 2**64 - 1})] = (
+        _NODE.hash_seed
+    )
+    mode: ModeName = _SERVICE.mode.value
+    ipip: Ipip = Ipip()
+    nat: Nat = Nat()
+    budgets: Budgets = Budgets()
+    limits: Sizes = Sizes()
+
+
+class BackendEntry(Shape, frozen=True):
+    """A backend written as a mapping."""
+
+    address: BackendAddress | UnsetType
+    port: PortNumber | UnsetType = UNSET
+    weight: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65535,
+            extra={"fix": "write 1 to 65535; to take a backend out use `shunt backend drain`"},
+        ),
+    ] = 1
+
+
+class Health(Shape, frozen=True):
+    """A health check written as a mapping."""
+
+    type: Literal["tcp"] = _HEALTH.kind
+    port: PortNumber | UnsetType = UNSET
+    interval: Duration = _HEALTH.interval_s
+    timeout: Duration = _HEALTH.timeout_s
+    rise: Annotated[int, Meta(ge=1, le=255)] = _HEALTH.rise
+    fall: Annotated[int, Meta(ge=1, le=255)] = _HEALTH.fall
+
+
+class Idle(Shape, frozen=True):
+    """After how long a silent flow may be forgotten."""
+
+    tcp: Duration = _SERVICE.tcp_idle_s
+    udp: Duration = _SERVICE.udp_idle_s
+
+
+class ServiceEntry(Shape, frozen=True):
+    """A service of /etc/shunt/services.d/*.yaml"""
+
+    name: Name | UnsetType
+    vip: (
+        Annotated[list[Address], Meta(min_length=1, examples=[["203.0.113.10"]])]
+        | Address
+        | UnsetType
+    )
+    ports: (
+        Annotated[list[PortNumber | PortText], Meta(min_length=1, examples=[[80, "53/udp"]])]
+        | PortNumber
+        | PortText
+        | UnsetType
+    )
+    backends: list[BackendText | BackendEntry] | BackendText = []
+    mode: ModeName | UnsetType = UNSET
+    health: Literal["none", "tcp"] | Health | UnsetType = UNSET
+    idle: Idle = Idle()
+    udp_window: Duration = _SERVICE.udp_window_s
+    slots_per_backend: Annotated[int, Meta(ge=1, le=65536)] = _SERVICE.slots_per_backend
+
+
+ServicesFile = ServiceEntry | list[ServiceEntry]

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text with a form of its own: addresses, networks, ports, backends, durations. Pure."""
+
+import math
+import re
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+
+from shunt.lb.model import Backend, IPAddress, Port, Protocol
+
+from .problems import shown
+
+SHORTEST_S, LONGEST_S = 0.001, 30 * 86400.0
+FEWEST_NAT_PORTS = 1024
+
+_UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
+_PORT = re.compile(r"([0-9]{1,9})(?:/(tcp|udp))?")
+_PORT_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
+
+
+class Refused(ValueError):
+    """A value that is not what is wanted: `what` names it, `wants` and `fix` say what would be."""
+
+    def __init__(self, what: str, wants: str, fix: str = "correct the line") -> None:
+        super().__init__(what)
+        self.what, self.wants, self.fix = what, wants, fix
+
+
+def duration(value: float | str, name: str) -> float:
+    """Seconds. Raises: Refused."""
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value)
+        if not match:
+            wants = "seconds, or a number with ms, s, m, h or d"
+            raise Refused(
+                f"{name} {shown(value)} is not a duration", wants, "write it as 2s or 10m"
+            )
+        value = float(match[1]) * _UNIT_S[match[2] or "s"]
+    if not (math.isfinite(value) and SHORTEST_S <= value <= LONGEST_S):
+        raise Refused(f"{name} {value:g} s is out of range", "1ms to 30d", "write it as 2s or 10m")
+    return float(value)
+
+
+def address(text: str, name: str) -> IPAddress:
+    """A single unicast address that other hosts can have. Raises: Refused."""
+    try:
+        found = ip_address(text)
+    except ValueError:
+        wants = "an IPv4 or IPv6 address"
+        raise Refused(f"{name} {shown(text)} is not an address", wants) from None
+    return usable(found, name)
+
+
+def usable(found: IPAddress, name: str) -> IPAddress:
+    """The address itself, if other hosts can have it. Raises: Refused."""
+    kind = ""
+    if isinstance(found, IPv6Address):
+        if found.scope_id is not None:
+            fix = "use an address without %, not a link-local one"
+            raise Refused(f"{name} {found} has a zone", "an address without a zone", fix)
+        if found.ipv4_mapped is not None:
+            what = f"{name} {found} is an IPv4 address in IPv6 form"
+            raise Refused(what, "a plain address", f"write {found.ipv4_mapped}")
+    elif found in IPv4Network("0.0.0.0/8"):
+        kind = "unspecified"
+    elif found == IPv4Address("255.255.255.255"):
+        kind = "broadcast"
+    for word in ("unspecified", "multicast", "loopback", "link-local"):
+        if getattr(found, f"is_{word.replace('-', '_')}"):
+            kind = word
+    if kind:
+        what = f"{name} {found} is {'an' if kind[0] == 'u' else 'a'} {kind} address"
+        raise Refused(what, "a unicast address that other hosts can reach")
+    return found
+
+
+def _port_number(text: str, what: str) -> int:
+    if not 1 <= int(text) <= 65535:
+        raise Refused(what, "a port from 1 to 65535")
+    return int(text)
+
+
+def port(value: int | str) -> Port:
+    """80, "80/tcp", "53/udp". Raises: Refused."""
+    match = _PORT.fullmatch(str(value))
+    if not match:
+        wants = "PORT, PORT/tcp or PORT/udp"
+        raise Refused(f"port {shown(str(value))} is not a port", wants, "write 80 or 53/udp")
+    number = _port_number(match[1], f"port {match[1]} is out of range")
+    return Port(number, Protocol.UDP if match[2] == "udp" else Protocol.TCP)
+
+
+def backend(text: str) -> Backend:
+    """ADDRESS, ADDRESS:PORT or [IPV6]:PORT. Raises: Refused."""
+    match = re.fullmatch(r"\[([^\]]*)\](?::([0-9]{1,9}))?|([^:]*):([0-9]{1,9})", text)
+    host, digits = text, None
+    if match:
+        host = match[1] if match[3] is None else match[3]
+        digits = match[2] or match[4]
+    try:
+        found = ip_address(host)
+    except ValueError:
+        found = None
+    if found is None or (match and (found.version == 6) != (match[3] is None)):
+        wants = "HOST:PORT with an IPv4 or [IPv6] host"
+        if digits is None:
+            wants = "an address, or HOST:PORT with an IPv4 or [IPv6] host"
+        raise Refused(f"backend {shown(text)} is not an address", wants)
+    usable(found, "backend")
+    number = _port_number(digits, f"backend {text} has port {digits}") if digits else 0
+    return Backend(found, number)
+
+
+def network4(text: str) -> IPv4Network:
+    """An IPv4 network. Raises: Refused."""
+    found = _network(text, "source4", "an IPv4 network such as 198.18.0.0/16")
+    if not isinstance(found, IPv4Network):
+        raise Refused(f"source4 {text} is an IPv6 network", "an IPv4 network")
+    return found
+
+
+def network6(text: str) -> IPv6Network:
+    """An IPv6 network. Raises: Refused."""
+    found = _network(text, "source6", "an IPv6 network such as 100::/64")
+    if not isinstance(found, IPv6Network):
+        raise Refused(f"source6 {text} is an IPv4 network", "an IPv6 network")
+    return found
+
+
+def _network(text: str, name: str, wants: str) -> IPv4Network | IPv6Network:
+    try:
+        loose = ip_network(text, strict=False)
+    except ValueError:
+        raise Refused(f"{name} {shown(text)} is not a network", wants) from None
+    try:
+        found = ip_network(text)
+    except ValueError:
+        what = f"{name} {shown(text)} has bits set beyond its prefix"
+        raise Refused(what, wants, f"write {loose}") from None
+    if found.prefixlen < 8:
+        raise Refused(f"{name} {found} is too large", "a prefix of /8 or longer")
+    for word in ("unspecified", "multicast", "loopback"):
+        if getattr(found.network_address, f"is_{word}"):
+            raise Refused(f"{name} {found} is {word}", "a unicast network")
+    return found
+
+
+def port_range(text: str) -> tuple[int, int]:
+    """FIRST-LAST, both included. Raises: Refused."""
+    wants = f"FIRST-LAST with {FEWEST_NAT_PORTS} ports or more, such as 10000-29999"
+    match = _PORT_RANGE.fullmatch(text)
+    if not match:
+        raise Refused(f"ports {shown(text)} is not a range", wants)
+    first, last = (_port_number(part, f"ports {text} is out of range") for part in match.groups())
+    if first > last:
+        raise Refused(f"ports {text} ends before it begins", wants, f"write {last}-{first}")
+    if last - first + 1 < FEWEST_NAT_PORTS:
+        raise Refused(f"ports {text} has only {last - first + 1} ports", wants)
+    return first, last
