@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -69,9 +68,14 @@ _FORWARDING = {
     "ipv4.conf.all.send_redirects": 0,
     "ipv4.conf.default.send_redirects": 0,
 }
+# Policy 3 (chosen fields) and not 1 (layer 4): a packet made on this machine carries its socket's
+# random hash across the veth, 1 would use that, and it changes when TCP sends again after a
+# timeout. No router in a rack sees such a thing.
 _ECMP_BY_FIVE_TUPLE = {
-    "ipv4.fib_multipath_hash_policy": 1,
-    "ipv6.fib_multipath_hash_policy": 1,
+    "ipv4.fib_multipath_hash_policy": 3,
+    "ipv6.fib_multipath_hash_policy": 3,
+    "ipv4.fib_multipath_hash_fields": 0x37,  # addresses, protocol, ports
+    "ipv6.fib_multipath_hash_fields": 0x37,
 }
 # The VIPs stand on `lo` of every backend; none may answer ARP for them.
 _SHARED_VIPS = {
@@ -93,17 +97,6 @@ class Host:
     @property
     def addresses(self) -> tuple[IPv4Address, IPv6Address]:
         return self.address4, self.address6
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A five-tuple as the client sends it."""
-
-    source: Address
-    source_port: int
-    destination: Address
-    port: int
-    protocol: str = "tcp"
 
 
 @dataclass
@@ -204,11 +197,11 @@ class Lab:
         offloads(self.switch, host.role, gro=True)
         # What the load balancer does not know must end here and not bounce back to the router.
         host.namespace.ip(*(f"route add unreachable {p}" for p in DSR_PREFIXES + NAT_PREFIXES))
-        v6 = 100 + number
-        self.router.ip(
-            f"nexthop add id {number} via {host.address4} dev lan",
-            f"nexthop add id {v6} via {host.address6} dev lan",
-        )
+        self.router.ip(*(
+            f"nexthop add id {id_} via {address} dev lan"
+            for address in host.addresses
+            for id_ in _nexthop_ids(number, address.version)
+        ))  # fmt: skip
         self.balancers.append(host)
 
     def add_backend(self) -> Host:
@@ -244,9 +237,10 @@ class Lab:
             ((DSR_PREFIXES, ""), (NAT_PREFIXES, NAT_GROUP))
         ):
             for prefix in prefixes:
-                family = 0 if prefix.version == 4 else 100
-                group = 1000 * (kind + 1) + family
-                members = "/".join(str(self.balancers.index(b) + 1 + family) for b in balancers)
+                group = 1000 * (kind + 1) + prefix.version
+                numbers = [self.balancers.index(b) + 1 for b in balancers]
+                ids = [id_ for n in numbers for id_ in _nexthop_ids(n, prefix.version)]
+                members = "/".join(str(id_) for id_ in ids)
                 if not balancers:
                     commands += [f"nexthop del id {group}"] * bool(self.announced)
                     continue
@@ -258,27 +252,9 @@ class Lab:
             self.router.ip(*commands)
 
     def route(self, prefix: Network | Address, via: Host) -> None:
-        """Send a prefix past the load balancers, straight to one host; `None` undoes nothing."""
+        """Send a prefix past the load balancers, straight to one host."""
         address = via.address4 if prefix.version == 4 else via.address6
         self.router.ip(f"route replace {prefix} via {address} dev lan")
-
-    def carriers(self, flows: Sequence[Flow]) -> list[Host | None]:
-        """Which load balancer the router sends each flow to: the kernel's own answer.
-
-        None where the route does not lead to one.
-        """
-        by_address: dict[str, Host] = {str(a): b for b in self.balancers for a in b.addresses}
-        # Not `-batch`: that would stop at the first flow without a route.
-        done = self.router.run(
-            "sh", "-c",
-            "\n".join(
-                f"ip -j route get {f.destination} from {f.source} iif wan ipproto {f.protocol}"
-                f" sport {f.source_port} dport {f.port} || echo '[{{}}]'"
-                for f in flows
-            ),
-        )  # fmt: skip
-        answers = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
-        return [by_address.get(answer[0].get("gateway", "")) for answer in answers]
 
     def unplug(self, host: Host) -> None:
         """Pull the cable: the host's interface loses its carrier and keeps its addresses."""
@@ -293,6 +269,15 @@ class Lab:
             namespace.delete()
         self._namespaces.clear()
         _remove_tree(self.directory)
+
+
+def _nexthop_ids(balancer: int, version: int) -> tuple[int, int]:
+    """Two ids for one next hop, so that no group ever shrinks to a single one.
+
+    The kernel (6.18, IPv4) asks a group of one for no bucket, so that its buckets look unused, and
+    a resilient group would give them all away when the second node returns.
+    """
+    return 100 * version + 2 * balancer, 100 * version + 2 * balancer + 1
 
 
 def remove_leftovers() -> list[str]:

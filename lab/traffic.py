@@ -103,7 +103,7 @@ class Traffic:
 
     def check(self) -> None:
         """Raises: ShuntError if the generator itself has ended: silence is then no success."""
-        if not self._process.running:
+        if not (self._process.running and self._reader.is_alive()):
             raise ShuntError(
                 "the traffic generator ended by itself",
                 why=self._process.log_tail() or f"exit code {self._process.popen.returncode}",
