@@ -87,8 +87,8 @@ struct svc_val {	 /* map svc, by service id; mmap-ed */
 	__u8  mode;	 /* enum mode */
 	__u8  proto;	 /* IPPROTO_* */
 	__u16 pad0;
-	__u32 generation; /* of the configuration that wrote it; for people */
-	__u64 pad1;
+	__u32 pad1;
+	__u64 pad2;	 /* to 32 bytes: two to a cache line */
 };
 
 /* A slot is one 8-byte word: read by one load, written by one aligned store.
@@ -289,11 +289,34 @@ struct lb_config {
 	__u8  pad[7];
 };
 
+/* Why decap let a packet go the way it did: index of map `decap_reasons`. What passes does so
+ * untouched. */
+enum decap_reason {
+	DECAP_UNWRAPPED,
+	DECAP_PASS_NOT_TUNNEL,
+	DECAP_PASS_SOURCE,	/* a tunnel's packet, but not from an accepted source */
+	DECAP_PASS_NOT_OURS,	/* the outer address is another host's, to which this one forwards */
+	DECAP_PASS_FRAGMENT,	/* of the outer packet */
+	DECAP_PASS_OPTIONS,	/* the outer header has options or extension headers */
+	DECAP_PASS_MALFORMED,	/* the outer header is damaged or longer than the frame */
+	DECAP_PASS_INNER,	/* the inner packet is not what the outer header says */
+	DECAP_DROP_CONGESTED,	/* marked on the way, and only loss tells the inner's sender */
+	DECAP_COUNT,
+};
+
+#define DECAP_SOURCES 8
+
+struct decap_source {	 /* a prefix of outer sources */
+	__u8  addr[16];	 /* IPv6, or IPv4-mapped; nothing set below the mask */
+	__u8  mask[16];
+};
+
+/* Constants of one loaded decap program. */
 struct decap_config {
-	__u8 source4[16];	 /* outer sources accepted, IPv4-mapped */
-	__u8 source4_mask[16];
-	__u8 source6[16];
-	__u8 source6_mask[16];
+	struct decap_source source4[DECAP_SOURCES];
+	struct decap_source source6[DECAP_SOURCES];
+	__u32 count4;	 /* how many of each are in use */
+	__u32 count6;
 };
 
 #endif

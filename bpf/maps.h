@@ -3,24 +3,13 @@
 #ifndef SHUNT_MAPS_H
 #define SHUNT_MAPS_H
 
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
-
-#include "abi.h"
+#include "count.h"
 
 #define ARRAY_MAP(NAME, VALUE, ENTRIES, FLAGS)		\
 	struct {					\
 		__uint(type, BPF_MAP_TYPE_ARRAY);	\
 		__uint(max_entries, ENTRIES);		\
 		__uint(map_flags, FLAGS);		\
-		__type(key, __u32);			\
-		__type(value, VALUE);			\
-	} NAME SEC(".maps")
-
-#define PERCPU_MAP(NAME, VALUE, ENTRIES)		\
-	struct {					\
-		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);\
-		__uint(max_entries, ENTRIES);		\
 		__type(key, __u32);			\
 		__type(value, VALUE);			\
 	} NAME SEC(".maps")
@@ -59,7 +48,16 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } samples SEC(".maps");
 
-/* A ring has no value type; this puts the record's layout into the BTF. */
-struct sample sample_layout SEC(".data.layout");
+/* A ring has no value type, and clang leaves an enum that is only used as a number out of the
+ * BTF: this puts them there, for Python to read. */
+struct {
+	struct sample sample;
+	enum event event;
+	enum scope scope;
+	enum mode mode;
+	enum slot_state slot_state;
+	enum backend_flag backend_flag;
+	enum flow_state flow_state;
+} abi_types SEC(".data.layout");
 
 #endif

@@ -3,23 +3,11 @@
 #ifndef SHUNT_PARSE_H
 #define SHUNT_PARSE_H
 
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
-#include <bpf/bpf_endian.h>
 
+#include "packet.h"
 #include "verdict.h"
-
-#define IP_MF	  0x2000
-#define IP_OFFSET 0x1fff
-
-#define NEXTHDR_HOP	 0
-#define NEXTHDR_ROUTING	 43
-#define NEXTHDR_FRAGMENT 44
-#define NEXTHDR_DEST	 60
 
 /* Extension headers looked through; more is passed to the stack as malformed. */
 #define MAX_EXTENSIONS 4
@@ -41,31 +29,6 @@ struct packet {
 	__u8  tcp_flags;
 	bool  ipv6;
 };
-
-static __always_inline void *at(struct xdp_md *ctx, __u32 offset)
-{
-	return (void *)(long)ctx->data + offset;
-}
-
-static __always_inline void *end(struct xdp_md *ctx)
-{
-	return (void *)(long)ctx->data_end;
-}
-
-static __always_inline void map_ipv4(__u8 *to, __be32 addr)
-{
-	__be32 *word = (__be32 *)to;
-
-	word[0] = 0;
-	word[1] = 0;
-	word[2] = bpf_htonl(0xffff);
-	word[3] = addr;
-}
-
-static __always_inline __be32 ipv4_of(const __u8 *mapped)
-{
-	return *(const __be32 *)(mapped + 12);
-}
 
 /* Half of MurmurHash3's 64-bit finalizer (public domain): three operations a word. */
 static __always_inline __u64 stir(__u64 x)

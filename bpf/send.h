@@ -10,9 +10,6 @@
 #define OUTER_TTL 64
 #define IPV4_DF	  0x4000
 
-#define AF_INET	 2
-#define AF_INET6 10
-
 struct hop {
 	__u8  macs[2 * ETH_ALEN]; /* destination, source: as a frame begins */
 	__u16 mtu;

@@ -44,16 +44,6 @@ static __always_inline void note(__u32 event)
 		n->times++;
 }
 
-static __always_inline void count(void *map, __u32 index, __u32 bytes)
-{
-	struct count *n = bpf_map_lookup_elem(map, &index);
-
-	if (n) {
-		n->packets++;
-		n->bytes += bytes;
-	}
-}
-
 enum budget { BUDGET_INSERTS, BUDGET_ANSWERS, BUDGET_SAMPLES };
 
 /* Takes a token; false if this processor has used up its share of this second. */
