@@ -163,7 +163,8 @@ def differences(ours: np.dtype[Any], theirs: np.dtype[Any]) -> list[str]:
         if ours != theirs and not found:
             found.append(f"type: {theirs} there, {ours} here")
         return found
-    assert ours.fields is not None and theirs.fields is not None
+    assert ours.fields is not None
+    assert theirs.fields is not None
     for name in dict.fromkeys((*ours.names, *theirs.names)):
         if name not in theirs.fields:
             found.append(f"field {name}: absent there")

@@ -12,9 +12,9 @@ from typing import Any
 
 from shunt.lb.errors import ShuntError
 
-P, I, U, Z = c.c_void_p, c.c_int, c.c_uint32, c.c_size_t
-PrintFn = c.CFUNCTYPE(I, I, c.c_char_p, P)
-SampleFn = c.CFUNCTYPE(I, P, P, Z)
+P, INT, U, Z = c.c_void_p, c.c_int, c.c_uint32, c.c_size_t
+PrintFn = c.CFUNCTYPE(INT, INT, c.c_char_p, P)
+SampleFn = c.CFUNCTYPE(INT, P, P, Z)
 
 # bpf_cmd-independent constants of <linux/bpf.h>, which has no Python face.
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
@@ -72,7 +72,7 @@ class TestRunOpts(c.Structure):
         ("ctx_size_in", U),
         ("ctx_size_out", U),
         ("retval", U),
-        ("repeat", I),
+        ("repeat", INT),
         ("duration", U),
         ("flags", U),
         ("cpu", U),
@@ -86,48 +86,48 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "libbpf_major_version": (U,),
     "libbpf_minor_version": (U,),
     "bpf_object__open_file": (P, c.c_char_p, P),
-    "bpf_object__load": (I, P),
+    "bpf_object__load": (INT, P),
     "bpf_object__close": (None, P),
     "bpf_object__btf": (P, P),
     "bpf_object__next_map": (P, P, P),
     "bpf_object__next_program": (P, P, P),
     "bpf_map__name": (c.c_char_p, P),
-    "bpf_map__fd": (I, P),
-    "bpf_map__type": (I, P),
+    "bpf_map__fd": (INT, P),
+    "bpf_map__type": (INT, P),
     "bpf_map__key_size": (U, P),
     "bpf_map__value_size": (U, P),
     "bpf_map__max_entries": (U, P),
     "bpf_map__map_flags": (U, P),
     "bpf_map__btf_key_type_id": (U, P),
     "bpf_map__btf_value_type_id": (U, P),
-    "bpf_map__set_max_entries": (I, P, U),
-    "bpf_map__reuse_fd": (I, P, I),
+    "bpf_map__set_max_entries": (INT, P, U),
+    "bpf_map__reuse_fd": (INT, P, INT),
     "bpf_map__initial_value": (P, P, c.POINTER(Z)),
     "bpf_program__name": (c.c_char_p, P),
-    "bpf_program__fd": (I, P),
-    "bpf_program__set_autoload": (I, P, c.c_bool),
-    "bpf_program__set_log_buf": (I, P, P, Z),
-    "bpf_program__set_log_level": (I, P, U),
+    "bpf_program__fd": (INT, P),
+    "bpf_program__set_autoload": (INT, P, c.c_bool),
+    "bpf_program__set_log_buf": (INT, P, P, Z),
+    "bpf_program__set_log_level": (INT, P, U),
     "btf__raw_data": (P, P, c.POINTER(U)),
-    "bpf_obj_pin": (I, I, c.c_char_p),
-    "bpf_obj_get": (I, c.c_char_p),
-    "bpf_obj_get_info_by_fd": (I, I, P, c.POINTER(U)),
-    "bpf_btf_get_fd_by_id": (I, U),
-    "bpf_prog_get_fd_by_id": (I, U),
-    "bpf_map_lookup_elem": (I, I, P, P),
-    "bpf_map_update_elem": (I, I, P, P, c.c_uint64),
-    "bpf_map_delete_elem": (I, I, P),
-    "bpf_map_lookup_batch": (I, I, P, P, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
-    "bpf_map_update_batch": (I, I, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
-    "bpf_map_delete_batch": (I, I, P, c.POINTER(U), c.POINTER(BatchOpts)),
-    "bpf_link_create": (I, I, I, I, c.POINTER(LinkCreateOpts)),
-    "bpf_link_update": (I, I, I, P),
-    "bpf_link_detach": (I, I),
-    "bpf_xdp_query": (I, I, I, c.POINTER(XdpQueryOpts)),
-    "bpf_prog_test_run_opts": (I, I, c.POINTER(TestRunOpts)),
-    "ring_buffer__new": (P, I, SampleFn, P, P),
-    "ring_buffer__epoll_fd": (I, P),
-    "ring_buffer__consume": (I, P),
+    "bpf_obj_pin": (INT, INT, c.c_char_p),
+    "bpf_obj_get": (INT, c.c_char_p),
+    "bpf_obj_get_info_by_fd": (INT, INT, P, c.POINTER(U)),
+    "bpf_btf_get_fd_by_id": (INT, U),
+    "bpf_prog_get_fd_by_id": (INT, U),
+    "bpf_map_lookup_elem": (INT, INT, P, P),
+    "bpf_map_update_elem": (INT, INT, P, P, c.c_uint64),
+    "bpf_map_delete_elem": (INT, INT, P),
+    "bpf_map_lookup_batch": (INT, INT, P, P, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
+    "bpf_map_update_batch": (INT, INT, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
+    "bpf_map_delete_batch": (INT, INT, P, c.POINTER(U), c.POINTER(BatchOpts)),
+    "bpf_link_create": (INT, INT, INT, INT, c.POINTER(LinkCreateOpts)),
+    "bpf_link_update": (INT, INT, INT, P),
+    "bpf_link_detach": (INT, INT),
+    "bpf_xdp_query": (INT, INT, INT, c.POINTER(XdpQueryOpts)),
+    "bpf_prog_test_run_opts": (INT, INT, c.POINTER(TestRunOpts)),
+    "ring_buffer__new": (P, INT, SampleFn, P, P),
+    "ring_buffer__epoll_fd": (INT, P),
+    "ring_buffer__consume": (INT, P),
     "ring_buffer__free": (None, P),
 }
 
@@ -157,11 +157,10 @@ def lib() -> c.CDLL:
             "Shunt is tested with libbpf 1.1 and later",
             "install a newer libbpf1 (Debian 12 has 1.1)",
         )
-    found.libbpf_set_print(_keep_log)
+    found.libbpf_set_print(_print_fn)
     return found
 
 
-@PrintFn
 def _keep_log(level: int, fmt: bytes, args: int) -> int:
     """libbpf's own messages: kept for the error that follows, never printed by themselves."""
     if level > 0:  # LIBBPF_WARN is 0
@@ -171,6 +170,9 @@ def _keep_log(level: int, fmt: bytes, args: int) -> int:
     _log.append(buffer.value.decode(errors="replace").rstrip())
     del _log[:-50]
     return 0
+
+
+_print_fn = PrintFn(_keep_log)  # libbpf keeps the pointer: it must live as long as the process
 
 
 def take_log() -> list[str]:

@@ -84,7 +84,8 @@ class Map:
             libbpf.call("bpf_map_lookup_elem", self.fd, self._key(key), raw.ctypes.data)
         except FileNotFoundError:
             return None
-        return self._decode(raw.reshape(1, -1))[0]
+        found: Records = self._decode(raw.reshape(1, -1))[0]
+        return found
 
     def update(self, key: Records | int, value: Records, flags: int = libbpf.BPF_ANY) -> None:
         """Raises: OSError (EEXIST, ENOENT by flags); ShuntError if the map is full."""
@@ -105,6 +106,11 @@ class Map:
     def _key(self, key: Records | int) -> int:
         self._held = np.ascontiguousarray(key, self.spec.key)  # alive until the call returns
         return self._held.ctypes.data
+
+    def clear(self, key: int) -> None:
+        """Zero an array's element, on every processor."""
+        raw = np.zeros(self._width, np.uint8)
+        libbpf.call("bpf_map_update_elem", self.fd, self._key(key), raw.ctypes.data, 0)
 
     # Many elements --------------------------------------------------------------------------
 

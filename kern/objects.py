@@ -107,7 +107,8 @@ class Object:
         size = libbpf.Z()
         base = libbpf.pointer_call("bpf_map__initial_value", handle, c.byref(size))
         memory = (c.c_uint8 * dtype.itemsize).from_address(base + offset)
-        return np.frombuffer(memory, dtype).reshape(())
+        found: np.ndarray[Any, Any] = np.frombuffer(memoryview(memory), dtype).reshape(())
+        return found
 
     def keep_programs(self, *names: str) -> None:
         """Load these programs only."""
@@ -184,8 +185,8 @@ class Object:
 
 # Instructions, source lines, register states and statistics: how the verifier got there.
 _NARRATIVE = re.compile(
-    r"\d+: |; |(cur|old|from|parent|last_idx|regs=|frame\d|processed|verification|stack depth|func#|"
-    r"mark_precise|propagating|peak_states|R\d|-- )"
+    r"\d+: |; |(cur|old|from|parent|last_idx|regs=|frame\d|processed|verification|stack depth"
+    r"|func#|mark_precise|propagating|peak_states|R\d|-- )"
 )
 
 

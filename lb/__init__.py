@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine, pure: the model of services, Maglev, ids, slots, and the tables compiled from them."""
+"""The engine, pure: services, Maglev, ids, slots, and the tables compiled from them."""

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Performs a plan's writes on the maps, in order. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import singledispatchmethod
+
+import numpy as np
+
+from shunt.agent import plan
+from shunt.agent.tables import REGION_LOG2_BITS, Placed, Tables
+from shunt.kern.maps import Records
+from shunt.kern.rcu import synchronize
+from shunt.lb import slots as slot
+from shunt.lb.compile import mapped
+from shunt.lb.model import Frontend, IPAddress, Protocol
+
+
+def frontend_key(tables: Tables, frontend: Frontend) -> Records:
+    """The key of map services."""
+    key = tables.maps["services"].new_keys(1)[0]
+    key["vip"] = np.frombuffer(mapped(frontend.vip), np.uint8)
+    key["port"], key["proto"] = frontend.port, int(frontend.protocol)
+    return key  # type: ignore[no-any-return]
+
+
+class Applier:
+    """Writes to one set of tables."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        clock: Callable[[], int],
+        nexthop_of: Callable[[IPAddress], int] = lambda _address: 0,
+        grace: Callable[[], None] = synchronize,
+    ) -> None:
+        self.tables, self.clock, self.nexthop_of, self.grace = tables, clock, nexthop_of, grace
+
+    def apply(self, writes: Iterable[plan.Write]) -> int:
+        """Do them all; returns how many there were.
+
+        Raises: ShuntError, OSError from a map. What was written before stays, and is safe.
+        """
+        n = 0
+        for write in writes:
+            self.do(write)
+            n += 1
+        return n
+
+    @singledispatchmethod
+    def do(self, write: object) -> None:
+        """Do one write."""
+        raise TypeError(f"not a write: {write!r}")
+
+    @do.register
+    def _(self, write: plan.NameService) -> None:
+        names = self.tables.maps["names"]
+        value = names.new_values(1)[0]
+        value["name"] = write.name.encode()
+        names.update(write.svc, value)
+        stats = self.tables.maps["svc_stats"]
+        stats.clear(write.svc)
+        self.tables.placed[write.name] = Placed(write.svc, write.name)
+
+    @do.register
+    def _(self, write: plan.PutBackend) -> None:
+        records, i = self.tables.backends, write.id
+        records["flags"][i] = 0
+        records["addr"][i] = np.frombuffer(mapped(write.endpoint.address), np.uint8)
+        records["nexthop"][i] = self.nexthop_of(write.endpoint.address)
+        records["svc"][i] = write.svc
+        records["port"][i] = write.endpoint.port
+        records["weight"][i] = write.weight
+        records["flags"][i] = write.flags  # last: it makes the rest valid
+        self.tables.maps["backend_stats"].clear(i)
+        self.tables.placed[write.name].backends[write.endpoint] = i
+
+    @do.register
+    def _(self, write: plan.SetBackend) -> None:
+        self.tables.backends["weight"][write.id] = write.weight
+        self.tables.backends["flags"][write.id] = write.flags
+
+    @do.register
+    def _(self, write: plan.WriteRegion) -> None:
+        where = slice(write.first, write.first + len(write.words))
+        self.tables.restarts[where] = 0
+        self.tables.changed[where] = write.changed
+        self.tables.words[where] = write.words
+
+    @do.register
+    def _(self, write: plan.PatchSlots) -> None:
+        index = self.tables.placed[write.name].first + write.index
+        self.tables.changed[index] = write.now_ns
+        self.tables.words[index] = write.words
+        self._note_unsettled(self.tables.placed[write.name])
+
+    @do.register
+    def _(self, write: plan.PutService) -> None:
+        record, i = self.tables.svc, write.svc
+        record["idle_ns"][i] = write.idle_ns
+        record["proto"][i] = int(write.protocol)
+        record["region"][i] = write.first << REGION_LOG2_BITS | write.log2
+        record["mode"][i] = int(self.tables.modes[write.mode])
+        place = self.tables.placed[write.name]
+        place.first, place.log2 = write.first, write.log2
+        self._note_unsettled(place)
+
+    def _note_unsettled(self, place: Placed) -> None:
+        words = self.tables.words[place.slots()]
+        if slot.state(words).any():
+            self.tables.unsettled.add(place.name)
+        else:
+            self.tables.unsettled.discard(place.name)
+
+    @do.register
+    def _(self, write: plan.PutFrontend) -> None:
+        t = self.tables
+        services = t.maps["services"]
+        value = services.new_values(1)[0]
+        value["svc"] = write.svc
+        replaces = write.replaces or write.frontend in t.stale_frontends
+        services.update(frontend_key(t, write.frontend), value)
+        if replaces:
+            # The element replaced is not to be recycled under a program that reads it.
+            self.grace()
+        if write.replaces:
+            t.placed[write.replaces].frontends.discard(write.frontend)
+        else:
+            self._serve(write.frontend, +1)
+        if write.frontend in t.stale_frontends:
+            t.stale_frontends.remove(write.frontend)
+        t.placed[write.name].frontends.add(write.frontend)
+
+    @do.register
+    def _(self, write: plan.DropFrontend) -> None:
+        t = self.tables
+        t.maps["services"].delete(frontend_key(t, write.frontend))
+        if write.name:
+            t.placed[write.name].frontends.discard(write.frontend)
+            self._serve(write.frontend, -1)
+        else:
+            t.stale_frontends.remove(write.frontend)
+
+    def _serve(self, frontend: Frontend, change: int) -> None:
+        """Keep the port set: a port's bit is there while a frontend has the port."""
+        key = frontend.protocol, frontend.port
+        self.tables.served[key] += change
+        set_port(self.tables, frontend.protocol, frontend.port, self.tables.served[key] > 0)
+
+    @do.register
+    def _(self, _write: plan.Grace) -> None:
+        self.grace()
+
+    @do.register
+    def _(self, write: plan.ClearService) -> None:
+        t = self.tables
+        t.svc["mode"][write.svc] = 0
+        t.svc["region"][write.svc] = 0
+        t.maps["names"].delete(write.svc)
+        t.retired_services[write.svc] = self.clock()
+        t.placed.pop(write.name, None)
+        t.unsettled.discard(write.name)
+
+    @do.register
+    def _(self, write: plan.ClearBackend) -> None:
+        self.tables.backends["flags"][write.id] = 0
+        self.tables.retired_backends[write.id] = self.clock()
+        if place := self.tables.placed.get(write.name):
+            place.backends.pop(write.endpoint, None)
+
+    @do.register
+    def _(self, write: plan.GiveRegion) -> None:
+        self.tables.regions.give(write.first, write.log2)
+
+
+def set_port(tables: Tables, protocol: Protocol, port: int, served: bool) -> None:
+    """Set or clear a port's bit by one store; see struct ports_val."""
+    index = (1024 if protocol is Protocol.UDP else 0) + (port >> 6)
+    bit = np.uint64(1 << (port & 63))
+    word = tables.ports[index]
+    tables.ports[index] = word | bit if served else word & ~bit

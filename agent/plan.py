@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what the maps hold to what they should: ordered writes. Decides; writes nothing.
+
+Every prefix of a plan is safe to stop at: what a write refers to is there before it, and what it
+takes away is no longer referred to. Ids and regions are taken from their pools while planning; if
+the plan cannot be made (a full table), they are given back and nothing has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shunt.agent.tables import NO_REGION, Placed, Tables
+from shunt.lb import slots as slot
+from shunt.lb.compile import Condition, Endpoint, Member, Target, owners
+from shunt.lb.errors import ShuntError
+from shunt.lb.model import Frontend, Mode, Protocol
+from shunt.lb.pools import full
+
+
+@dataclass(frozen=True)
+class NameService:
+    """A service id belongs to a target."""
+
+    svc: int
+    name: str
+
+
+@dataclass(frozen=True)
+class PutBackend:
+    """A backend id stands for an endpoint of a service."""
+
+    name: str
+    svc: int
+    endpoint: Endpoint
+    id: int
+    flags: int
+    weight: int
+
+
+@dataclass(frozen=True)
+class SetBackend:
+    """A backend's flags and its weight of run time."""
+
+    id: int
+    flags: int
+    weight: int
+
+
+@dataclass(frozen=True, eq=False)
+class WriteRegion:
+    """A region that nothing refers to yet."""
+
+    first: int
+    words: slot.Words
+    changed: slot.Times
+
+
+@dataclass(frozen=True, eq=False)
+class PatchSlots:
+    """Some slots of a region in use, each by one store."""
+
+    name: str
+    index: NDArray[np.intp]
+    words: slot.Words
+    now_ns: int
+
+
+@dataclass(frozen=True)
+class PutService:
+    """A service record; its region changes by one store."""
+
+    name: str
+    svc: int
+    first: int
+    log2: int
+    mode: str
+    protocol: Protocol
+    idle_ns: int
+
+
+@dataclass(frozen=True)
+class PutFrontend:
+    """A frontend leads to a service. `replaces`: to another one until now."""
+
+    frontend: Frontend
+    name: str
+    svc: int
+    replaces: str = ""
+
+
+@dataclass(frozen=True)
+class DropFrontend:
+    """A frontend leads nowhere."""
+
+    frontend: Frontend
+    name: str
+
+
+@dataclass(frozen=True)
+class Grace:
+    """Wait until no program runs that may have read what was written over before."""
+
+
+@dataclass(frozen=True)
+class ClearService:
+    """A service's record and name go; its id waits until no flow names it."""
+
+    name: str
+    svc: int
+
+
+@dataclass(frozen=True)
+class ClearBackend:
+    """A backend is gone; its id waits until no flow names it."""
+
+    name: str
+    endpoint: Endpoint
+    id: int
+
+
+@dataclass(frozen=True)
+class GiveRegion:
+    """A region's slots belong to nobody."""
+
+    first: int
+    log2: int
+
+
+Write = (
+    NameService
+    | PutBackend
+    | SetBackend
+    | WriteRegion
+    | PatchSlots
+    | PutService
+    | PutFrontend
+    | DropFrontend
+    | Grace
+    | ClearService
+    | ClearBackend
+    | GiveRegion
+)
+
+
+@dataclass
+class _Draft:
+    """Writes in the order in which they must be done, and what to give back on failure."""
+
+    going_in: list[Write] = field(default_factory=list)
+    dropping: list[Write] = field(default_factory=list)
+    after: list[Write] = field(default_factory=list)
+    service_ids: list[int] = field(default_factory=list)
+    backend_ids: list[int] = field(default_factory=list)
+    regions: list[tuple[int, int]] = field(default_factory=list)
+
+    def writes(self) -> list[Write]:
+        """The plan."""
+        waiting: list[Write] = [Grace(), *self.after] if self.after or self.dropping else []
+        return [*self.going_in, *self.dropping, *waiting]
+
+
+class Planner:
+    """Plans against one set of tables."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+
+    def plan(
+        self,
+        want: Mapping[str, Target],
+        now_ns: int,
+        condition: Callable[[str, Endpoint], Condition],
+        only: Iterable[str] | None = None,
+        gone: Callable[[str, Endpoint], bool] = lambda _name, _endpoint: False,
+    ) -> list[Write]:
+        """Writes that turn what the maps hold into `want`; all targets, or those of `only`.
+
+        `condition` tells of endpoints that are no longer configured; `gone` which of those have
+        nothing left to lose.
+
+        Raises: ShuntError if a table is too small. Nothing has changed then.
+        """
+        t = self.tables
+        draft = _Draft()
+        names = {*want, *t.placed} if only is None else set(only)
+        try:
+            self._check_room(want)
+            for name in sorted(names):
+                if name in want:
+                    self._place(want[name], draft, now_ns, condition, gone)
+            for name in sorted(names & set(t.placed) - set(want)):
+                self._remove(t.placed[name], draft)
+        except ShuntError:
+            t.service_ids.release(draft.service_ids)
+            t.backend_ids.release(draft.backend_ids)
+            for region in draft.regions:
+                t.regions.give(*region)
+            raise
+        if only is None:
+            owned = {f for target in want.values() for f in target.frontends}
+            for frontend in t.stale_frontends:
+                if frontend not in owned:
+                    draft.dropping.append(DropFrontend(frontend, ""))
+        self._move_frontends(draft)
+        return draft.writes()
+
+    def _check_room(self, want: Mapping[str, Target]) -> None:
+        limit = self.tables.maps["services"].spec.entries
+        if sum(len(target.frontends) for target in want.values()) > limit:
+            raise full("frontends", limit)
+
+    def _place(
+        self,
+        target: Target,
+        draft: _Draft,
+        now_ns: int,
+        condition: Callable[[str, Endpoint], Condition],
+        gone: Callable[[str, Endpoint], bool],
+    ) -> None:
+        t = self.tables
+        place = t.placed.get(target.name)
+        if place is None:
+            svc = t.service_ids.take()
+            draft.service_ids.append(svc)
+            place = Placed(svc, target.name)
+            draft.going_in.append(NameService(svc, target.name))
+        ids = dict(place.backends)
+        for member in target.members:
+            self._member(target, place, member, ids, draft)
+        leaving = [e for e in place.backends if e not in {m.endpoint for m in target.members}]
+        self._slots(target, place, ids, draft, now_ns)
+        for frontend in sorted(target.frontends - place.frontends):
+            draft.going_in.append(PutFrontend(frontend, target.name, place.svc))
+        for frontend in sorted(place.frontends - target.frontends):
+            draft.dropping.append(DropFrontend(frontend, target.name))
+        for endpoint in leaving:
+            self._leave(target, place, endpoint, draft, condition, gone)
+
+    def _member(
+        self,
+        target: Target,
+        place: Placed,
+        member: Member,
+        ids: dict[Endpoint, int],
+        draft: _Draft,
+    ) -> None:
+        t, flag = self.tables, self.tables.flag
+        flags = flag.known | (flag.up if member.up else 0) | (flag.drained if member.drained else 0)
+        if member.endpoint.address.version == 6:
+            flags |= flag.ipv6
+        i = ids.get(member.endpoint)
+        if i is None:
+            i = ids[member.endpoint] = t.backend_ids.take()
+            draft.backend_ids.append(i)
+            draft.going_in.append(
+                PutBackend(target.name, place.svc, member.endpoint, i, flags, member.override)
+            )
+        elif (t.backends["flags"][i], t.backends["weight"][i]) != (flags, member.override):
+            draft.going_in.append(SetBackend(i, flags, member.override))
+
+    def _leave(
+        self,
+        target: Target,
+        place: Placed,
+        endpoint: Endpoint,
+        draft: _Draft,
+        condition: Callable[[str, Endpoint], Condition],
+        gone: Callable[[str, Endpoint], bool],
+    ) -> None:
+        """A backend out of the configuration: TCP may end in peace, UDP moves at once."""
+        t, flag = self.tables, self.tables.flag
+        i = place.backends[endpoint]
+        if target.protocol is Protocol.UDP or gone(target.name, endpoint):
+            draft.after.append(ClearBackend(target.name, endpoint, i))
+            return
+        flags = int(t.backends["flags"][i]) | flag.removed
+        flags = flags | flag.up if condition(target.name, endpoint).up else flags & ~flag.up
+        if flags != t.backends["flags"][i]:
+            draft.after.append(SetBackend(i, flags, int(t.backends["weight"][i])))
+
+    def _slots(
+        self,
+        target: Target,
+        place: Placed,
+        ids: Mapping[Endpoint, int],
+        draft: _Draft,
+        now_ns: int,
+    ) -> None:
+        t = self.tables
+        table = owners(target, ids)
+        first, log2 = place.first, place.log2
+        if log2 == NO_REGION:
+            log2 = target.log2
+            first = self._take_region(log2, draft)
+            zero = np.zeros(1 << log2, np.uint64)
+            draft.going_in.append(WriteRegion(first, slot.settled(table), zero))
+        else:
+            words, times = t.words[place.slots()], t.changed[place.slots()]
+            shrink = log2 > target.log2 and slot.may_shrink(words, log2 - target.log2)
+            if log2 < target.log2 or shrink:
+                log2 = target.log2
+                first = self._take_region(log2, draft)
+                words, times = slot.resize(words, log2), slot.resize(times, log2)
+                words, moved = self._retable(target, words, table)
+                times = np.where(moved, np.uint64(now_ns), times)
+                draft.going_in.append(WriteRegion(first, words, times))
+                draft.after.append(GiveRegion(place.first, place.log2))
+            else:
+                table = np.repeat(table, 1 << (log2 - target.log2))
+                words, moved = self._retable(target, words, table)
+                index = np.flatnonzero(moved)
+                if len(index):
+                    draft.going_in.append(PatchSlots(target.name, index, words[index], now_ns))
+        service = PutService(
+            target.name, place.svc, first, log2, target.mode.name, target.protocol,
+            target.idle_ns,
+        )  # fmt: skip
+        if service != self._service(place):
+            draft.going_in.append(service)
+
+    def _service(self, place: Placed) -> PutService | None:
+        record = self.tables.svc[place.svc]
+        if not record["mode"]:
+            return None
+        mode = self.tables.modes(int(record["mode"])).name
+        return PutService(
+            place.name, place.svc, place.first, place.log2, mode,
+            Protocol(int(record["proto"])), int(record["idle_ns"]),
+        )  # fmt: skip
+
+    def _retable(
+        self, target: Target, words: slot.Words, table: NDArray[np.integer]
+    ) -> tuple[slot.Words, slot.Mask]:
+        if target.mode is Mode.NAT:  # its flows are all remembered: slots need no past
+            after = slot.settled(table)
+            return after, after != words
+        return slot.retable(words, table)
+
+    def _take_region(self, log2: int, draft: _Draft) -> int:
+        first = self.tables.regions.take(log2)
+        draft.regions.append((first, log2))
+        return first
+
+    def _remove(self, place: Placed, draft: _Draft) -> None:
+        for frontend in sorted(place.frontends):
+            draft.dropping.append(DropFrontend(frontend, place.name))
+        draft.after.append(ClearService(place.name, place.svc))
+        for endpoint, i in place.backends.items():
+            draft.after.append(ClearBackend(place.name, endpoint, i))
+        if place.log2 != NO_REGION:
+            draft.after.append(GiveRegion(place.first, place.log2))
+
+    def _move_frontends(self, draft: _Draft) -> None:
+        """A frontend that goes from one service to another is replaced, never absent."""
+        dropped = {w.frontend: w for w in draft.dropping if isinstance(w, DropFrontend)}
+        for n, write in enumerate(draft.going_in):
+            if isinstance(write, PutFrontend) and (old := dropped.get(write.frontend)):
+                draft.dropping.remove(old)
+                draft.going_in[n] = PutFrontend(
+                    write.frontend, write.name, write.svc, replaces=old.name
+                )

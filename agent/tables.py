@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the maps hold, read back from the pins: a restart knows all that its predecessor did.
+
+Nothing about services or backends is kept elsewhere: names, ids, regions, drains and weights stand
+in the maps themselves. What is derived (who is placed where, free ids and regions, when slots
+changed) is rebuilt here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shunt.kern.btf import Btf
+from shunt.kern.maps import Map
+from shunt.lb import slots as slot
+from shunt.lb.compile import Endpoint, unmapped
+from shunt.lb.model import Frontend, Protocol
+from shunt.lb.pools import Ids, Regions
+
+NO_REGION = -1
+REGION_LOG2_BITS = 8  # bpf/abi.h; a test compares
+
+
+@dataclass
+class Placed:
+    """A target's place in the maps."""
+
+    svc: int
+    name: str
+    first: int = 0
+    log2: int = NO_REGION  # no region yet
+    backends: dict[Endpoint, int] = field(default_factory=dict)
+    frontends: set[Frontend] = field(default_factory=set)
+
+    def slots(self) -> slice:
+        """Its part of the slots."""
+        return slice(self.first, self.first + (1 << self.log2 if self.log2 >= 0 else 0))
+
+
+class Flags:
+    """enum backend_flag of bpf/abi.h, from the object's BTF."""
+
+    def __init__(self, btf: Btf) -> None:
+        values = btf.enum("backend_flag", "BACKEND_")
+        self.known, self.up = int(values["KNOWN"]), int(values["UP"])
+        self.drained, self.removed = int(values["DRAINED"]), int(values["REMOVED"])
+        self.ipv6 = int(values["IPV6"])
+
+
+class Tables:
+    """The maps, and the bookkeeping derived from them. Only `agent/apply.py` writes."""
+
+    def __init__(self, maps: dict[str, Map], btf: Btf, now_ns: int) -> None:
+        """Raises: ShuntError if the pinned maps contradict each other."""
+        self.maps = maps
+        self.flag = Flags(btf)
+        self.modes = btf.enum("mode", "MODE_")
+        self.svc: NDArray[Any] = maps["svc"].mapped()
+        self.words: NDArray[np.uint64] = maps["slots"].mapped()["word"]
+        self.restarts: NDArray[np.uint8] = maps["restarts"].mapped().view(np.uint8).reshape(-1)
+        self.backends: NDArray[Any] = maps["backends"].mapped()
+        self.nexthops: NDArray[Any] = maps["nexthops"].mapped()
+        self.ports: NDArray[np.uint64] = maps["ports"].mapped()["bits"]
+        self.meta: NDArray[Any] = maps["meta"].mapped()
+        self.changed: NDArray[np.uint64] = np.zeros(len(self.words), np.uint64)
+        self.placed: dict[str, Placed] = {}
+        self.unsettled: set[str] = set()
+        self.served: Counter[tuple[Protocol, int]] = Counter()
+        self.stale_frontends: list[Any] = []  # keys that name no service: a crash left them
+        self.retired_backends: dict[int, int] = {}  # id -> when, ns
+        self.retired_services: dict[int, int] = {}
+        self._recover(now_ns)
+
+    def known(self) -> NDArray[np.bool_]:
+        """By backend id: in use, so not gone."""
+        known: NDArray[np.bool_] = (self.backends["flags"] & self.flag.known) != 0
+        return known
+
+    def region_log2(self, svc: int) -> tuple[int, int]:
+        """(first slot, log2 of their number) as the programs see them."""
+        region = int(self.svc["region"][svc])
+        return region >> REGION_LOG2_BITS, region & (1 << REGION_LOG2_BITS) - 1
+
+    def _recover(self, now_ns: int) -> None:
+        named = self._named_by_flows()
+        self.regions = Regions(len(self.words))
+        by_svc: dict[int, Placed] = {}
+        keys, values = self.maps["names"].items()
+        for svc, name in zip(keys.tolist(), values["name"].tolist(), strict=True):
+            place = by_svc[svc] = Placed(svc, name.decode())
+            self.placed[place.name] = place
+            if self.svc["mode"][svc]:
+                place.first, place.log2 = self.region_log2(svc)
+                self.regions.claim(place.first, place.log2)
+        known_backends = np.flatnonzero(self.known())
+        orphans = []
+        for i, record in zip(known_backends.tolist(), self.backends[known_backends], strict=True):
+            endpoint = Endpoint(unmapped(record["addr"].tobytes()), int(record["port"]))
+            if place_of := by_svc.get(int(record["svc"])):
+                place_of.backends[endpoint] = i
+            else:
+                orphans.append(i)
+        self._recover_frontends(by_svc)
+        for place in self.placed.values():
+            where = place.slots()
+            if slot.state(self.words[where]).any():
+                self.unsettled.add(place.name)
+                self.changed[where] = now_ns
+        self.backends["flags"][orphans] = 0
+        in_use = {i for p in self.placed.values() for i in p.backends.values()}
+        waiting = (set(named[0]) | set(orphans)) - in_use
+        self.backend_ids = Ids("backends", len(self.backends), in_use | waiting)
+        self.retired_backends = dict.fromkeys(waiting, now_ns)
+        waiting = set(named[1]) - set(by_svc)
+        self.service_ids = Ids("services", len(self.svc), set(by_svc) | waiting)
+        self.retired_services = dict.fromkeys(waiting, now_ns)
+
+    def _recover_frontends(self, by_svc: dict[int, Placed]) -> None:
+        keys, values = self.maps["services"].items()
+        for key, svc in zip(keys, values["svc"].tolist(), strict=True):
+            frontend = Frontend(
+                unmapped(key["vip"].tobytes()), int(key["port"]), Protocol(int(key["proto"]))
+            )
+            if svc in by_svc and self.svc["mode"][svc]:
+                by_svc[svc].frontends.add(frontend)
+                self.served[frontend.protocol, frontend.port] += 1
+            else:
+                self.stale_frontends.append(frontend)
+
+    def _named_by_flows(self) -> tuple[list[int], list[int]]:
+        """Backend and service ids that a remembered flow names."""
+        backends: set[int] = set()
+        services: set[int] = set()
+        for name in ("flows", "nat_fwd", "nat_rev"):
+            for _, values in self.maps[name].batches():
+                ids = values["word"] & np.uint64(0xFFFFFFFF)
+                backends.update(np.unique(ids).tolist())
+                services.update(np.unique(values["svc"]).tolist())
+        return sorted(backends), sorted(services)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the model to what the data path is to hold: one target for each service and protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Address
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shunt.lb import maglev
+from shunt.lb.model import Backend, Frontend, IPAddress, Mode, Protocol, Service
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What a backend id stands for within one target. Port 0 is the frontend's."""
+
+    address: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        return str(Backend(self.address, self.port))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One backend as it should be treated now."""
+
+    endpoint: Endpoint
+    weight: int = 1
+    up: bool = True  # not failing
+    drained: bool = False  # by the operator: no new flows
+    override: int = 0  # weight set at run time; 0 = as configured
+
+    @property
+    def takes_new_flows(self) -> bool:
+        """Whether slots may be its own."""
+        return self.up and not self.drained
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One service id: a service's frontends of one protocol, and their backends."""
+
+    name: str  # "web/tcp"
+    mode: Mode
+    protocol: Protocol
+    idle_ns: int
+    window_ns: int
+    log2: int
+    frontends: frozenset[Frontend]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a node knows of a backend beyond its configuration."""
+
+    up: bool = True
+    drained: bool = False
+    weight: int = 0
+
+
+def targets(
+    services: Iterable[Service], condition: Callable[[str, Endpoint], Condition]
+) -> dict[str, Target]:
+    """All targets by name. `condition` is asked for each (target name, endpoint)."""
+    found = {}
+    for service in services:
+        for protocol in service.protocols():
+            target = compile_target(service, protocol, condition)
+            found[target.name] = target
+    return found
+
+
+def target_name(service: str, protocol: Protocol) -> str:
+    """What a service of one protocol is called in the data path."""
+    return f"{service}/{protocol.name.lower()}"
+
+
+def compile_target(
+    service: Service, protocol: Protocol, condition: Callable[[str, Endpoint], Condition]
+) -> Target:
+    """One service and protocol."""
+    name = target_name(service.name, protocol)
+    udp = protocol is Protocol.UDP
+    members = []
+    for backend in service.backends:
+        endpoint = Endpoint(backend.address, backend.port)
+        now = condition(name, endpoint)
+        weight = now.weight or backend.weight
+        members.append(Member(endpoint, weight, now.up, now.drained, now.weight))
+    return Target(
+        name=name,
+        mode=service.mode,
+        protocol=protocol,
+        idle_ns=round((service.udp_idle_s if udp else service.tcp_idle_s) * NS_PER_S),
+        window_ns=round((service.udp_window_s if udp else service.tcp_idle_s) * NS_PER_S),
+        log2=maglev.log2_slots(len(service.backends), service.slots_per_backend),
+        frontends=frozenset(f for f in service.frontends() if f.protocol is protocol),
+        members=tuple(members),
+    )
+
+
+@lru_cache(maxsize=200_000)
+def _identity(endpoint: Endpoint) -> bytes:
+    return maglev.hash_identity(str(endpoint))
+
+
+def owners(target: Target, ids: Mapping[Endpoint, int]) -> NDArray[np.uint32]:
+    """Who owns each slot, as backend ids; all 0 if nobody takes new flows.
+
+    Shape: (2**target.log2,).
+    """
+    members = [m for m in target.members if m.takes_new_flows]
+    table = np.zeros(1 << target.log2, np.uint32)
+    if members:
+        hashes = maglev.hash_array([_identity(m.endpoint) for m in members])
+        weights = np.array([m.weight for m in members], np.uint32)
+        maglev.fill_hashed(hashes, weights, table)
+        table = np.array([ids[m.endpoint] for m in members], np.uint32)[table]
+    return table
+
+
+def mapped(address: IPAddress) -> bytes:
+    """An address as the tables hold it: IPv6, or IPv4-mapped."""
+    if isinstance(address, IPv6Address):
+        return address.packed
+    return bytes(10) + b"\xff\xff" + address.packed
+
+
+def unmapped(raw: bytes) -> IPAddress:
+    """The address that `mapped` gave these bytes for."""
+    v6 = IPv6Address(raw)
+    return v6.ipv4_mapped or v6
