@@ -118,24 +118,18 @@ class FileSource:
         return load(self._config, self._services)
 
     def paths(self) -> list[Path]:
-        """Existing directories to watch.
-
-        Directories, because editors and configuration tools put a new file in the old one's
-        place; the parent of the services too, which tells when they come and go.
-        """
-        wanted = (
-            self._config.parent,
-            self._config.resolve().parent,
-            self._services,
-            self._services.parent,
-        )
-        return [path for path in dict.fromkeys(wanted) if path.is_dir()]
+        """What to give to `shunt.kern.inotify.Watch`, which watches directories for it."""
+        places = (self._config, self._config.resolve(), self._services)
+        return list(dict.fromkeys(path.absolute() for path in places))
 
     def concerns(self, changed: Iterable[str | Path]) -> bool:
-        """Whether a load could give something else after these paths changed."""
-        for path in map(Path, changed):
-            if path in (self._config, self._config.resolve(), self._services):
-                return True
-            if path.parent == self._services and _is_read(path.name):
-                return True
-        return False
+        """Whether loading could give something else now that these paths changed.
+
+        An editor's swap file beside the services is no reason to load.
+        """
+        watched = self.paths()
+        services = self._services.absolute()
+        return any(
+            path in watched or (path.parent == services and _is_read(path.name))
+            for path in map(Path, changed)
+        )

@@ -19,6 +19,8 @@ from .problems import shown
 SHORTEST_S, LONGEST_S = 0.001, 30 * 86400.0
 FEWEST_NAT_PORTS = 1024
 
+_THIS_NETWORK = IPv4Network("0.0.0.0/8")
+_BROADCAST = IPv4Address("255.255.255.255")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
 _PORT = re.compile(r"([0-9]{1,9})(?:/(tcp|udp))?")
@@ -68,9 +70,9 @@ def usable(found: IPAddress, name: str) -> IPAddress:
         if found.ipv4_mapped is not None:
             what = f"{name} {found} is an IPv4 address in IPv6 form"
             raise Refused(what, "a plain address", f"write {found.ipv4_mapped}")
-    elif found in IPv4Network("0.0.0.0/8"):
+    elif found in _THIS_NETWORK:
         kind = "unspecified"
-    elif found == IPv4Address("255.255.255.255"):
+    elif found == _BROADCAST:
         kind = "broadcast"
     for word in ("unspecified", "multicast", "loopback", "link-local"):
         if getattr(found, f"is_{word.replace('-', '_')}"):
