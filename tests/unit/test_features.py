@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probes, shown hosts that lack things."""
+
+from pathlib import Path
+
+import pytest
+
+from shunt.kern import features
+from shunt.kern.features import Feature
+
+STATUS = "Name:\tshuntd\nCapPrm:\t{0:016x}\nCapEff:\t{0:016x}\nCapBnd:\t000001ffffffffff\n"
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+23 22 0:21 / /sys rw,nosuid - sysfs sysfs rw
+{bpf}25 22 0:30 / /mnt/two\\040words rw - tmpfs tmpfs rw
+"""
+BPF = "24 23 0:28 / /sys/fs/bpf rw,nosuid - bpf bpf rw,mode=700\n"
+
+
+def assert_absent(feature: Feature, *, needed: bool) -> None:
+    assert not feature.present
+    assert feature.needed == needed
+    error = feature.error()
+    assert error.what
+    assert error.why
+    assert error.fix
+
+
+@pytest.mark.parametrize(
+    ("release", "present"),
+    [
+        ("6.1.0-37-amd64", True),
+        ("6.12.9", True),
+        ("10.0", True),
+        ("5.15.0-1", False),
+        ("6.0.12", False),
+        ("?", False),
+    ],
+)
+def test_kernel(release: str, present: bool) -> None:
+    feature = features.kernel(release)
+    assert feature.present == present
+    if not present:
+        assert_absent(feature, needed=True)
+        assert release in feature.error().what
+
+
+@pytest.mark.parametrize(
+    ("held", "missing"),
+    [
+        ([12, 38, 39], []),
+        ([12, 21], []),  # CAP_SYS_ADMIN includes BPF
+        ([12, 39], ["CAP_PERFMON"]),
+        ([21], ["CAP_NET_ADMIN"]),
+        ([], ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]),
+    ],
+)
+def test_privileges(tmp_path: Path, held: list[int], missing: list[str]) -> None:
+    status = tmp_path / "status"
+    status.write_text(STATUS.format(sum(1 << bit for bit in held)))
+    feature = features.privileges(status)
+    assert feature.present == (not missing)
+    if missing:
+        assert_absent(feature, needed=True)
+        assert feature.why == f"this process lacks {', '.join(missing)}"
+
+
+def test_btf(tmp_path: Path) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    assert_absent(features.btf(vmlinux), needed=True)
+    vmlinux.write_bytes(b"\x9f\xeb")
+    assert features.btf(vmlinux).present
+
+
+def test_the_file_system_of_a_path(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(MOUNTS.format(bpf=BPF))
+    for path, kind in {
+        "/sys/fs/bpf/shunt": "bpf",
+        "/sys/fs/bpf": "bpf",
+        "/sys/fs/bpfish": "sysfs",
+        "/mnt/two words/x": "tmpfs",
+        "/etc": "ext4",
+    }.items():
+        assert features.filesystem_of(Path(path), mountinfo) == kind
+    # What is mounted last lies on top.
+    mountinfo.write_text(MOUNTS.format(bpf=BPF) + "26 24 0:31 / /sys/fs/bpf rw - tmpfs x rw\n")
+    assert features.filesystem_of(Path("/sys/fs/bpf"), mountinfo) == "tmpfs"
+
+
+def test_bpffs(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(MOUNTS.format(bpf=BPF))
+    assert features.bpffs(mountinfo=mountinfo).present
+    mountinfo.write_text(MOUNTS.format(bpf=""))
+    feature = features.bpffs(Path("/sys/fs/bpf/shunt"), mountinfo)
+    assert_absent(feature, needed=False)
+    assert feature.fix == "mount -t bpf bpf /sys/fs/bpf"
+
+
+def test_jit(tmp_path: Path) -> None:
+    enabled = tmp_path / "bpf_jit_enable"
+    assert features.jit(enabled).present  # not to be seen from a network namespace
+    enabled.write_text("1\n")
+    assert features.jit(enabled).present
+    enabled.write_text("0\n")
+    assert_absent(features.jit(enabled), needed=False)
+
+
+@pytest.mark.parametrize("index", ["modules.dep", "modules.builtin"])
+def test_ipip(tmp_path: Path, index: str) -> None:
+    assert_absent(features.ipip(tmp_path, "6.1.0"), needed=False)
+    (tmp_path / "6.1.0").mkdir()
+    (tmp_path / "6.1.0" / index).write_text("kernel/net/ipv4/xipip.ko: kernel/net/x.ko\n")
+    assert not features.ipip(tmp_path, "6.1.0").present
+    (tmp_path / "6.1.0" / index).write_text("kernel/a.ko:\nkernel/net/ipv4/ipip.ko.xz: b.ko\n")
+    assert features.ipip(tmp_path, "6.1.0").present
+
+
+def test_names_are_distinct() -> None:
+    names = [feature.name for feature in features.probe_all()]
+    assert len(set(names)) == len(names) == len(features.PROBES)
