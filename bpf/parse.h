@@ -9,7 +9,7 @@
 #include "packet.h"
 #include "verdict.h"
 
-/* Extension headers looked through; more is passed to the stack as malformed. */
+/* Extension headers looked through; a packet with more is the stack's. */
 #define MAX_EXTENSIONS 4
 
 /* The largest offset of a transport header looked at; longer chains are the stack's. */
@@ -62,7 +62,7 @@ static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct packet *pkt, e
 	struct iphdr *ip = at(ctx, ETH_HLEN);
 
 	*why = REASON_PASS_MALFORMED;
-	if ((void *)(ip + 1) > end(ctx) || ip->ihl < 5)
+	if ((void *)(ip + 1) > end(ctx) || ip->version != 4 || ip->ihl < 5)
 		return false;
 	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)) {
 		*why = REASON_PASS_FRAGMENT;
@@ -84,7 +84,7 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *pkt, e
 	__u8 next;
 
 	*why = REASON_PASS_MALFORMED;
-	if ((void *)(ip + 1) > end(ctx))
+	if ((void *)(ip + 1) > end(ctx) || ip->version != 6)
 		return false;
 	pkt->ipv6 = true;
 	pkt->ip_len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
@@ -115,7 +115,7 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *pkt, e
 
 static __always_inline bool parse_ports(struct xdp_md *ctx, struct packet *pkt)
 {
-	__u32 offset = pkt->l4;
+	__u32 offset = pkt->l4, header = sizeof(struct udphdr);
 
 	if (offset > MAX_L4_OFFSET)
 		return false;
@@ -128,6 +128,9 @@ static __always_inline bool parse_ports(struct xdp_md *ctx, struct packet *pkt)
 		pkt->key.dport = tcp->dest;
 		pkt->seq = bpf_ntohl(tcp->seq);
 		pkt->tcp_flags = ((__u8 *)tcp)[13];
+		header = tcp->doff * 4;
+		if (header < sizeof(*tcp))
+			return false;
 	} else {
 		struct udphdr *udp = at(ctx, offset);
 
@@ -136,9 +139,10 @@ static __always_inline bool parse_ports(struct xdp_md *ctx, struct packet *pkt)
 		pkt->key.sport = udp->source;
 		pkt->key.dport = udp->dest;
 	}
-	/* A frame may be padded, but never shorter than its IP header says. */
+	/* A frame may be padded, but never shorter than its IP header says; and what it says has
+	 * room for the header whose ports we have read. */
 	return ETH_HLEN + pkt->ip_len <= (__u32)(ctx->data_end - ctx->data) &&
-	       pkt->ip_len + ETH_HLEN > offset;
+	       offset + header <= ETH_HLEN + pkt->ip_len;
 }
 
 static __always_inline bool parse(struct xdp_md *ctx, struct packet *pkt, enum reason *why)

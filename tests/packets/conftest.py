@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packet tests: one packet through a real, loaded program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.packets.balancer import Balancer
+
+
+@pytest.fixture(autouse=True)
+def one_processor() -> Iterator[None]:
+    """Budgets are kept for each processor: a test that moved would find a second one."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+@pytest.fixture
+def make_lb() -> Iterator[Callable[..., Balancer]]:
+    """make_lb(sizes, **config): balancers with other constants or map sizes."""
+    with ExitStack() as stack:
+        yield lambda *args, **config: stack.enter_context(Balancer(*args, **config))
+
+
+@pytest.fixture
+def lb() -> Iterator[Balancer]:
+    with Balancer() as balancer:
+        yield balancer

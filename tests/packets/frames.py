@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packets built by scapy, and checked by it: it knows nothing of the programs under test."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+from scapy.layers.inet import IP, TCP, UDP, in4_chksum
+from scapy.layers.inet6 import IPv6, in6_chksum
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+from scapy.utils import checksum
+
+ROUTER_MAC = "02:00:00:00:00:01"  # who sends us the clients' packets
+OWN_MAC = "02:00:00:00:00:02"
+ETH = 14
+
+# Extension headers of IPv6 that a transport header may follow.
+_EXTENSIONS = {0, 43, 60}
+_IPV4, _TCP, _UDP, _IPV6, _ICMP, _ICMPV6 = 4, 6, 17, 41, 1, 58
+
+
+def ip(src: str, dst: str, **fields: Any) -> Packet:
+    """An IP header of the addresses' family; ttl is the hop limit, tos the traffic class too."""
+    if ip_address(src).version == 4:
+        return IP(src=src, dst=dst, **fields)
+    for ours, theirs in (("ttl", "hlim"), ("tos", "tc")):
+        if ours in fields:
+            fields[theirs] = fields.pop(ours)
+    return IPv6(src=src, dst=dst, **fields)
+
+
+def ether(payload: Packet, src: str = ROUTER_MAC) -> Packet:
+    """A frame as the router sends it to us."""
+    return Ether(src=src, dst=OWN_MAC) / payload
+
+
+def tcp(
+    src: str,
+    dst: str,
+    flags: str = "S",
+    *,
+    sport: int = 40000,
+    dport: int = 80,
+    seq: int = 1000,
+    ack: int = 0,
+    payload: bytes = b"",
+    **fields: Any,
+) -> Packet:
+    """A TCP frame; `fields` are the IP header's."""
+    segment = TCP(sport=sport, dport=dport, flags=flags, seq=seq, ack=ack)
+    return ether(ip(src, dst, **fields) / segment / Raw(payload))
+
+
+def udp(
+    src: str,
+    dst: str,
+    *,
+    sport: int = 40000,
+    dport: int = 80,
+    payload: bytes = b"",
+    **fields: Any,
+) -> Packet:
+    """A UDP frame; `fields` are the IP header's."""
+    return ether(ip(src, dst, **fields) / UDP(sport=sport, dport=dport) / Raw(payload))
+
+
+def either(proto: int, src: str, dst: str, **fields: Any) -> Packet:
+    """The first frame of a flow: a SYN, or a datagram."""
+    return tcp(src, dst, **fields) if proto == _TCP else udp(src, dst, **fields)
+
+
+def verify(frame: bytes) -> Packet:
+    """Parse a frame; every length and checksum in it must be right, also of what is inside."""
+    packet = Ether(frame)
+    assert packet.type in {0x0800, 0x86DD}
+    _verify_ip(frame[ETH:], 4 if packet.type == 0x0800 else 6)
+    return packet
+
+
+def _verify_ip(raw: bytes, version: int) -> None:
+    assert raw[0] >> 4 == version
+    if version == 4:
+        header = IP(raw)
+        assert checksum(raw[: header.ihl * 4]) == 0, "IPv4 header checksum"
+        assert header.len <= len(raw), "IPv4 total length beyond the frame"
+        proto, body = header.proto, raw[header.ihl * 4 : header.len]
+    else:
+        header = IPv6(raw)
+        assert 40 + header.plen <= len(raw), "IPv6 payload length beyond the frame"
+        proto, body = header.nh, raw[40 : 40 + header.plen]
+        while proto in _EXTENSIONS:
+            proto, body = body[0], body[(body[1] + 1) * 8 :]
+    if proto in {_IPV4, _IPV6}:
+        _verify_ip(body, 4 if proto == _IPV4 else 6)
+    elif proto == _ICMP:
+        assert checksum(body) == 0, "ICMP checksum"
+    elif proto == _UDP and version == 4 and body[6:8] == b"\0\0":
+        assert int.from_bytes(body[4:6], "big") == len(body)
+    elif proto in {_TCP, _UDP, _ICMPV6}:
+        total = in4_chksum if version == 4 else in6_chksum
+        assert total(proto, header, body) == 0, f"checksum of protocol {proto}"
+        assert proto != _UDP or int.from_bytes(body[4:6], "big") == len(body)
+
+
+def transport(packet: Packet) -> Packet:
+    """The TCP or UDP header of a parsed packet."""
+    return packet[TCP] if TCP in packet else packet[UDP]
+
+
+def network(packet: Packet) -> Packet:
+    """The outermost IP header of a parsed packet."""
+    return packet.payload

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No packet of a flow whose backend is up ever reaches another backend: random histories (S76)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shunt.agent import apply, plan
+from shunt.agent.scan import Scanner
+from shunt.agent.tables import Tables
+from shunt.lb import slots as slot
+from tests.packets import defects
+from tests.packets.histories import Lab, history
+
+LB = Path(__file__).resolve().parents[2] / "xdp" / "lb.bpf.o"
+SEEDS = 24
+CATCHING_SEEDS = 60  # a defect may hide from some histories, not from all of these
+
+
+def broken(path: Path, seeds: range, scanner: type[Scanner] = Scanner) -> str | None:
+    """The first broken promise of these histories."""
+    for seed in seeds:
+        lab = Lab(path, scanner)
+        try:
+            if said := history(lab, seed):
+                return said
+        finally:
+            lab.close()
+    return None
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, 6))
+def test_flows_are_kept(first: int) -> None:
+    assert broken(LB, range(first, first + 6)) is None
+
+
+def test_histories_reach_what_they_are_about() -> None:
+    """They fill the table, grow the region, and serve flows that cannot be protected."""
+    seen: dict[str, int] = {"full": 0, "unprotected": 0, "grown": 0, "remembered": 0}
+    for seed in range(12):
+        lab = Lab(LB)
+        try:
+            history(lab, seed)
+            events = lab.obj.maps["events"].totals()["times"]
+            seen["remembered"] += int(events[0])
+            seen["full"] += int(events[1])
+            seen["unprotected"] += int(events[3])
+            seen["grown"] += lab.tables.placed["web/tcp"].log2 > 8
+        finally:
+            lab.close()
+    assert all(seen.values()), seen
+
+
+@pytest.mark.parametrize("defect", defects.PROGRAM_DEFECTS)
+def test_defects_of_the_program_are_caught(defect: str) -> None:
+    assert broken(defects.object_of(defect), range(CATCHING_SEEDS)) is not None
+
+
+def _prev_overwritten(words: Any, owners: Any) -> Any:
+    moved = slot.cur(words) != owners
+    return np.where(moved, slot.pack(owners, slot.cur(words), slot.State.MOVING), words), moved
+
+
+def _settled_while_busy(words: Any, since: Any, _busy: Any, began: int) -> Any:
+    return (slot.state(words) == slot.State.LINGERING) & (since < began)
+
+
+def _growing_loses_prev(values: Any, log2: int, real: Callable[..., Any] = slot.resize) -> Any:
+    return real(slot.pack(slot.cur(values), slot.cur(values), slot.state(values)), log2)
+
+
+def _failing_forgets(self: Tables) -> Any:
+    both = self.flag.known | self.flag.up
+    return (self.backends["flags"] & both) == both
+
+
+def _lingers_at_once(words: Any, *_: Any) -> Any:
+    return slot.state(words) == slot.State.MOVING
+
+
+def _marks_lost(self: apply.Applier, write: plan.GiveRegion) -> None:
+    self.tables.regions.give(write.first, write.log2)
+
+
+AGENT_DEFECTS: dict[str, tuple[Any, str, Any]] = {
+    "prev overwritten while moving": (slot, "retable", _prev_overwritten),
+    "settled while busy": (slot, "free_of_exceptions", _settled_while_busy),
+    "growing loses prev": (slot, "resize", _growing_loses_prev),
+    "failing forgets": (Tables, "known", _failing_forgets),
+    "lingers before its window has passed": (slot, "quiet", _lingers_at_once),
+}
+
+
+@pytest.mark.parametrize("defect", AGENT_DEFECTS)
+def test_defects_of_the_agent_are_caught(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, wrong = AGENT_DEFECTS[defect]
+    monkeypatch.setattr(owner, name, wrong)
+    assert broken(LB, range(CATCHING_SEEDS)) is not None

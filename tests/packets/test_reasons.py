@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every reason a packet can leave for, and every event on the way, is reached by a packet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scapy.layers.l2 import ARP, Ether
+
+from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
+from shunt.kern.objects import Object
+from tests.packets.balancer import TCP, UDP, Balancer, Event, Out, Reason
+from tests.packets.frames import OWN_MAC, ROUTER_MAC, ether, ip, tcp, udp
+
+CLIENT, VIP, BACKEND = "192.0.2.1", "203.0.113.1", "10.0.0.1"
+
+Scenario = Callable[[Callable[..., Balancer]], Out]
+REASONS: dict[str, Scenario] = {}
+EVENTS: dict[str, Scenario] = {}
+
+
+def shows(name: str, into: dict[str, Scenario] = REASONS) -> Callable[[Scenario], Scenario]:
+    def keep(scenario: Scenario) -> Scenario:
+        assert name not in into
+        into[name] = scenario
+        return scenario
+
+    return keep
+
+
+@shows("PASS_NOT_IP")
+def arp(make_lb: Any) -> Out:
+    return make_lb().run(Ether(src=ROUTER_MAC, dst=OWN_MAC) / ARP())
+
+
+@shows("PASS_NOT_OURS")
+def nobodys_port(make_lb: Any) -> Out:
+    return make_lb().run(tcp(CLIENT, VIP))
+
+
+@shows("PASS_FRAGMENT")
+def fragment(make_lb: Any) -> Out:
+    return make_lb().run(udp(CLIENT, VIP, flags="MF"))
+
+
+@shows("PASS_MALFORMED")
+def cut_in_the_tcp_header(make_lb: Any) -> Out:
+    return make_lb().run(bytes(tcp(CLIENT, VIP))[:50])
+
+
+@shows("SENT_TO_BACKEND")
+def settled(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, backends=[BACKEND])
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("SENT_TO_CLIENT")
+def translated_reply(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, mode="nat", backends=[BACKEND])
+    sent = lb.run(tcp(CLIENT, VIP)).packet
+    return lb.run(tcp(sent.payload.dst, sent.payload.src, "SA", sport=80, dport=sent.sport))
+
+
+@shows("SENT_RST_NO_BACKEND")
+def tcp_without_backends(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("SENT_UNREACHABLE")
+def udp_without_backends(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, proto=UDP)
+    return lb.run(udp(CLIENT, VIP))
+
+
+@shows("SENT_RST_NO_FLOW")
+def nat_without_the_flow(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, mode="nat", backends=[BACKEND])
+    return lb.run(tcp(CLIENT, VIP, "A"))
+
+
+@shows("SENT_TOO_BIG")
+def too_big(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, backends=[BACKEND])
+    return lb.run(tcp(CLIENT, VIP, "A", payload=bytes(1460)))
+
+
+@shows("DROP_NO_BACKEND")
+def reset_without_backends(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP)
+    return lb.run(tcp(CLIENT, VIP, "R"))
+
+
+@shows("DROP_TOO_BIG")
+def too_big_and_over_budget(make_lb: Any) -> Out:
+    lb = make_lb(answers_per_s=0)
+    lb.add_service(VIP, backends=[BACKEND])
+    return lb.run(tcp(CLIENT, VIP, "A", payload=bytes(1460)))
+
+
+@shows("DROP_NO_NEXTHOP")
+def unknown_neighbour(make_lb: Any) -> Out:
+    lb = make_lb()
+    # The loopback interface is not one that the kernel forwards from.
+    lb.add_service(VIP, backends=[BACKEND], nexthop=0)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("DROP_TTL_EXPIRED")
+def last_hop_was_this_one(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, mode="dsr-l2", backends=[BACKEND])
+    return lb.run(tcp(CLIENT, VIP, ttl=1))
+
+
+@shows("DROP_NO_HEADROOM")
+def driver_without_headroom(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, backends=[BACKEND])
+    with Object(Path(__file__).with_name("headroom.bpf.o")) as driver:
+        driver.load()
+        driver.maps["next"].update(0, np.uint32(lb.object.programs["shunt_lb"].fd))
+        frame = bytes(tcp(CLIENT, VIP, payload=bytes(128 - 54)))
+        assert len(frame) == 128
+        return lb.run(frame, driver.programs["shunt_headroom"].fd)
+
+
+@shows("DROP_NAT_NO_FLOW")
+def nat_reset_without_the_flow(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, mode="nat", backends=[BACKEND])
+    return lb.run(tcp(CLIENT, VIP, "R"))
+
+
+@shows("DROP_NAT_NO_PORT")
+def nat_out_of_ports(make_lb: Any) -> Out:
+    lb = make_lb(nat_port_count=1)
+    lb.add_service(VIP, mode="nat", backends=[BACKEND])
+    lb.run(tcp(CLIENT, VIP, sport=1))
+    return lb.run(tcp(CLIENT, VIP, sport=2))
+
+
+@shows("DROP_NAT_TABLE_FULL")
+def nat_table_full(make_lb: Any) -> Out:
+    lb = make_lb({"nat_rev": 1})
+    lb.add_service(VIP, mode="nat", backends=[BACKEND])
+    lb.run(tcp(CLIENT, VIP, sport=1))
+    return lb.run(tcp(CLIENT, VIP, sport=2))
+
+
+@shows("DROP_NAT_NO_SOURCE")
+def nat_without_an_address_of_our_own(make_lb: Any) -> Out:
+    lb = make_lb()
+    service = lb.add_service(VIP, mode="nat")
+    lb.add_backend(service.id, BACKEND, nexthop=lb.add_nexthop(saddr=None))
+    service.set_slots(1)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("DROP_BAD_TABLE")
+def slot_of_a_backend_that_is_gone(make_lb: Any) -> Out:
+    lb = make_lb()
+    service = lb.add_service(VIP, backends=[BACKEND])
+    lb.set_flags(service.backends[0], 0)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("FLOW_REMEMBERED", EVENTS)
+def new_flow_on_a_moving_slot(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"]).move()
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("FLOW_TABLE_FULL", EVENTS)
+def no_room_for_the_flow(make_lb: Any) -> Out:
+    lb = make_lb({"flows": 1})
+    lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"]).move()
+    lb.run(tcp(CLIENT, VIP, sport=1))
+    return lb.run(tcp(CLIENT, VIP, sport=2))
+
+
+@shows("FLOW_OVER_BUDGET", EVENTS)
+def no_token_for_the_flow(make_lb: Any) -> Out:
+    lb = make_lb(inserts_per_s=0)
+    lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"]).move()
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("FLOW_UNPROTECTED", EVENTS)
+def nowhere_safe_to_go(make_lb: Any) -> Out:
+    lb = make_lb(inserts_per_s=0)
+    service = lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"])
+    service.move()
+    lb.set_flags(service.backends[0], 0)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("NAT_CREATED", EVENTS)
+def new_translation(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, mode="nat", backends=[BACKEND])
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("NAT_COLLISION", EVENTS)
+def port_taken(make_lb: Any) -> Out:
+    return nat_out_of_ports(make_lb)
+
+
+@shows("NAT_ADOPTED", EVENTS)
+def another_processor_was_first(make_lb: Any) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, mode="nat", backends=[BACKEND])
+    lb.run(tcp(CLIENT, VIP))
+    ((key, value),) = lb.entries("nat_fwd")
+    # The look-up finds nothing, the insertion something: as if it had come in between.
+    value["word"] ^= np.uint64(1 << 63)
+    lb.map("nat_fwd").update(key, value)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("SAMPLE_LOST", EVENTS)
+def ring_full(make_lb: Any) -> Out:
+    lb = make_lb({"samples": 4096})
+    lb.add_service(VIP)
+    packet = tcp(CLIENT, VIP, "R")
+    return next(out for _ in range(100) if (out := lb.run(packet)).events)
+
+
+def test_every_reason_has_its_packet() -> None:
+    assert set(REASONS) | {"COUNT"} == set(Reason.__members__)
+
+
+@pytest.mark.parametrize("name", sorted(REASONS))
+def test_reason(name: str, make_lb: Callable[..., Balancer]) -> None:
+    out = REASONS[name](make_lb)
+    verdict = {"PASS": XDP_PASS, "SENT": XDP_TX, "DROP": XDP_DROP}[name.split("_")[0]]
+    assert out.said == (verdict, {Reason[name]: 1})
+
+
+def test_every_event_has_its_packet(request: pytest.FixtureRequest) -> None:
+    # The FIB answers only where there are interfaces to forward between: test_nexthops.py.
+    assert set(EVENTS) | {"COUNT", "FIB_FALLBACK"} == set(Event.__members__)
+
+
+@pytest.mark.parametrize("name", sorted(EVENTS))
+def test_event(name: str, make_lb: Callable[..., Balancer]) -> None:
+    assert EVENTS[name](make_lb).events[Event[name]] >= 1
+
+
+@pytest.mark.parametrize("proto", [TCP, UDP])
+def test_packets_and_bytes_are_counted_for_service_and_backend(lb: Balancer, proto: int) -> None:
+    service = lb.add_service(VIP, proto=proto, backends=[BACKEND, "10.0.0.2"])
+    service.set_slots(service.backends[1])
+    packet = ether(ip(CLIENT, VIP, proto=proto) / (b"\x9c\x40\x00\x50" + bytes(60)))
+    for _ in range(3):
+        lb.run(packet)
+    counted = (3, 3 * len(packet))
+    assert tuple(lb.map("reasons").totals()[Reason.SENT_TO_BACKEND]) == counted
+    assert tuple(lb.map("svc_stats").totals()[service.id]) == counted
+    assert tuple(lb.map("backend_stats").totals()[service.backends[1]]) == counted
+    assert tuple(lb.map("backend_stats").totals()[service.backends[0]]) == (0, 0)
