@@ -8,6 +8,7 @@ output. `traffic.Traffic` starts it and keeps the accounts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import random
@@ -16,7 +17,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
@@ -51,7 +51,7 @@ class LostError(Exception):
 
 
 class Generator:
-    """Sends what the plan says. Every method that sends runs as its own task, for ever."""
+    """Sends what the plan says. Every method that sends is a task, and ends by itself in time."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -59,29 +59,26 @@ class Generator:
         self.reports: list[Report] = []
         self.flow_numbers = itertools.count(1)
         self.encoder = msgspec.json.Encoder()
+        self.ending = asyncio.Event()
 
     async def run(self) -> None:
         connector = aiohttp.TCPConnector(force_close=True, limit=0)
         timeout = aiohttp.ClientTimeout(total=self.plan.request_timeout_s)
+        reporting = asyncio.create_task(self._report())
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             asyncio.TaskGroup() as tasks,
         ):
-            running = [tasks.create_task(self._report())]
             for target in self.plan.targets:
-                running += [
-                    tasks.create_task(self._requests(Kind.HTTP, target, session)),
-                    tasks.create_task(self._requests(Kind.UDP, target, session)),
-                ]
-                running += [
-                    tasks.create_task(self._tcp_flow(target)) for _ in range(target.tcp_flows)
-                ]
-                running += [
-                    tasks.create_task(self._udp_flow(target)) for _ in range(target.udp_flows)
-                ]
-            await _closed(sys.stdin)
-            for task in running:
-                task.cancel()
+                tasks.create_task(self._requests(Kind.HTTP, target, session))
+                tasks.create_task(self._requests(Kind.UDP, target, session))
+                for _ in range(target.tcp_flows):
+                    tasks.create_task(self._tcp_flow(target))
+                for _ in range(target.udp_flows):
+                    tasks.create_task(self._udp_flow(target))
+            await closed(sys.stdin)
+            self.ending.set()
+        reporting.cancel()
         self._flush()
 
     async def _report(self) -> None:
@@ -96,7 +93,7 @@ class Generator:
         sys.stdout.buffer.write(self.encoder.encode_lines(reports))
         sys.stdout.buffer.flush()
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _account(self, target: Target, kind: Kind) -> AsyncIterator[Account]:
         """Whatever is raised inside was lost since `account.started_s`, and is reported."""
         account = Account(self, target, kind)
@@ -116,8 +113,7 @@ class Generator:
     async def _requests(self, kind: Kind, target: Target, session: aiohttp.ClientSession) -> None:
         rate = target.http_rate if kind is Kind.HTTP else target.udp_rate
         async with asyncio.TaskGroup() as tasks:
-            while rate:
-                await asyncio.sleep(random.uniform(0.5, 1.5) / rate)
+            while rate and await self._pause(1 / rate):
                 if kind is Kind.HTTP:
                     tasks.create_task(self._http_request(target, session))
                 else:
@@ -140,8 +136,7 @@ class Generator:
 
     async def _tcp_flow(self, target: Target) -> None:
         """One connection kept for as long as it lives, then the next."""
-        while True:
-            await self._pause(target)
+        while await self._pause(target.message_interval_s):
             async with self._account(target, Kind.TCP_FLOW) as account:
                 await self._one_connection(target, account)
 
@@ -157,20 +152,21 @@ class Generator:
                 if not line:
                     raise LostError(Reason.CLOSED)
                 account.flow_answered(line, number, writer.get_extra_info("sockname"))
-                await self._pause(target)
+                if not await self._pause(target.message_interval_s):
+                    return
         finally:
             writer.transport.abort()
 
     async def _udp_flow(self, target: Target) -> None:
         """One socket, and so one five-tuple, for as long as it is answered."""
-        while True:
-            await self._pause(target)
+        while await self._pause(target.message_interval_s):
             async with self._account(target, Kind.UDP_FLOW) as account:
                 with udp_socket(target) as sock:
                     for number in itertools.count(1):
                         _, line = await self._exchange(sock, target, account, number)
                         account.flow_answered(line, number, sock.getsockname())
-                        await self._pause(target)
+                        if not await self._pause(target.message_interval_s):
+                            return
 
     async def _exchange(
         self, sock: socket.socket, target: Target, account: Account, number: int
@@ -194,8 +190,12 @@ class Generator:
                     raise
                 self.reports.append(Resent(target.name, account.kind))
 
-    async def _pause(self, target: Target) -> None:
-        await asyncio.sleep(random.uniform(0.5, 1.5) * target.message_interval_s)
+    async def _pause(self, mean_s: float) -> bool:
+        """Wait for about as long; False if nothing new shall be sent."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(random.uniform(0.5, 1.5) * mean_s):
+                await self.ending.wait()
+        return not self.ending.is_set()
 
 
 class Account:
@@ -249,7 +249,7 @@ def udp_socket(target: Target) -> socket.socket:
     return sock
 
 
-async def _closed(stream: object) -> None:
+async def closed(stream: object) -> None:
     """Until the other end closes our standard input."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()

@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -39,10 +40,11 @@ from typing import Self
 
 from shunt.lab.netns import NETNS_DIR, Namespace, offloads, veth
 from shunt.lb.errors import ShuntError
+from shunt.lb.model import IPAddress
 
-Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+BPFFS = Path("/sys/fs/bpf")
 CLIENT_MTU, SEGMENT_MTU = 1500, 1600
 CLIENT4, CLIENT6 = IPv4Address("192.0.2.2"), IPv6Address("2001:db8:1::2")
 SEGMENT4, SEGMENT6 = IPv4Network("10.0.0.0/24"), IPv6Network("2001:db8:2::/64")
@@ -82,6 +84,8 @@ _SHARED_VIPS = {
     "ipv4.conf.all.arp_ignore": 1,
     "ipv4.conf.all.arp_announce": 2,
 }
+PREFIX = "shunt-lab-"
+PLACES = (NETNS_DIR, Path("/run"), BPFFS)  # where a lab leaves traces
 _counter = itertools.count()
 
 
@@ -111,16 +115,15 @@ class Lab:
     balancer_count: int = 2
     backend_count: int = 4
     name: str = ""
-    vips: list[Address] = field(default_factory=list)
+    vips: list[IPAddress] = field(default_factory=list)
     balancers: list[Host] = field(default_factory=list)
     backends: list[Host] = field(default_factory=list)
     announced: list[Host] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         number = next(_counter)
-        self.name = self.name or f"shunt-lab-{os.getpid()}" + (f"-{number}" if number else "")
+        self.name = self.name or f"{PREFIX}{os.getpid()}" + (f"x{number}" if number else "")
         self.directory = Path("/run", self.name)
-        self._namespaces: list[Namespace] = []
 
     def __enter__(self) -> Self:
         try:
@@ -156,7 +159,6 @@ class Lab:
 
     def _namespace(self, role: str, sysctls: dict[str, int]) -> Namespace:
         namespace = Namespace.create(f"{self.name}-{role}")
-        self._namespaces.append(namespace)
         namespace.sysctl(_EVERYWHERE | sysctls)
         return namespace
 
@@ -212,7 +214,7 @@ class Lab:
         self._add_vips_to(host, self.vips)
         return host
 
-    def add_vips(self, vips: Iterable[Address]) -> None:
+    def add_vips(self, vips: Iterable[IPAddress]) -> None:
         """Put the VIPs of dsr services on `lo` of every backend, present and future."""
         new = [vip for vip in vips if vip not in self.vips]
         self.vips += new
@@ -220,7 +222,7 @@ class Lab:
             self._add_vips_to(host, new)
 
     @staticmethod
-    def _add_vips_to(host: Host, vips: Sequence[Address]) -> None:
+    def _add_vips_to(host: Host, vips: Sequence[IPAddress]) -> None:
         if vips:
             host.namespace.ip(*(
                 f"addr add {vip}/{vip.max_prefixlen} dev lo" + " nodad" * (vip.version == 6)
@@ -251,7 +253,7 @@ class Lab:
         if commands:
             self.router.ip(*commands)
 
-    def route(self, prefix: Network | Address, via: Host) -> None:
+    def route(self, prefix: Network | IPAddress, via: Host) -> None:
         """Send a prefix past the load balancers, straight to one host."""
         address = via.address4 if prefix.version == 4 else via.address6
         self.router.ip(f"route replace {prefix} via {address} dev lan")
@@ -264,11 +266,9 @@ class Lab:
         self.switch.ip(f"link set dev {host.role} up")
 
     def close(self) -> None:
-        """Remove every namespace and file of this lab. Stop what runs in it first."""
-        for namespace in reversed(self._namespaces):
-            namespace.delete()
-        self._namespaces.clear()
-        _remove_tree(self.directory)
+        """Remove every namespace, file and pin with this lab's name. Stop what runs in it first."""
+        for path in _traces(f"{self.name}-*", self.name):
+            _remove(path)
 
 
 def _nexthop_ids(balancer: int, version: int) -> tuple[int, int]:
@@ -286,26 +286,32 @@ def remove_leftovers() -> list[str]:
     Their programs are gone already: they die with the thread that started them.
     """
     removed: list[str] = []
-    places = (NETNS_DIR, Path("/run"), Path("/sys/fs/bpf"))
-    for path in itertools.chain.from_iterable(p.glob("shunt-lab-*") for p in places):
-        pid = path.name.removeprefix("shunt-lab-").split("-")[0]
-        if not pid.isdigit() or Path("/proc", pid).exists():
-            continue
-        if path.parent == NETNS_DIR:
-            Namespace(path.name).delete()
-        else:
-            _remove_tree(path)
-        removed.append(str(path))
+    for path in _traces(f"{PREFIX}*"):
+        pid = re.match(r"\d+", path.name.removeprefix(PREFIX))
+        if pid and not Path("/proc", pid[0]).exists():
+            _remove(path)
+            removed.append(str(path))
     return removed
 
 
-def _remove_tree(directory: Path) -> None:
+def _traces(*patterns: str) -> list[Path]:
+    return [path for place in PLACES for pattern in patterns for path in place.glob(pattern)]
+
+
+def _remove(path: Path) -> None:
+    if path.parent == NETNS_DIR:
+        Namespace(path.name).delete()
+    else:
+        remove_tree(path)
+
+
+def remove_tree(directory: Path) -> None:
     """Like shutil.rmtree, which cannot be used on bpffs: it refuses to open pins."""
     if not directory.is_dir():
         return
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
-            _remove_tree(path)
+            remove_tree(path)
         else:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -23,8 +24,8 @@ Counts = Counter[tuple[str, Kind, str]]
 class Traffic:
     """One generator process in the client's namespace, from entering the context to leaving it.
 
-    The accounts grow while it runs. `answers` counts by (target, kind, backend); `flows` holds
-    every flow ever opened, `live` the numbers of those not lost.
+    The accounts grow while it runs; what the methods return is a copy. `answers` counts by
+    (target, kind, backend).
     """
 
     def __init__(self, client: Namespace, plan: Plan, directory: Path) -> None:
@@ -33,7 +34,7 @@ class Traffic:
         self._answers: Counts = Counter()
         self._resent: Counter[str] = Counter()
         self._failures: list[Failure] = []
-        self.flows: dict[int, Opened] = {}
+        self._flows: dict[int, Opened] = {}
         self._live: set[int] = set()
 
     def __enter__(self) -> Self:
@@ -52,11 +53,12 @@ class Traffic:
         self.stop()
 
     def stop(self) -> None:
-        """End all traffic; what is in flight now counts neither as answered nor as lost."""
+        """Send nothing new, wait for the answers to what is under way, and end."""
         popen = self._process.popen
         if popen.stdin and not popen.stdin.closed:
-            popen.stdin.close()
-            self._reader.join(5)
+            with contextlib.suppress(BrokenPipeError):
+                popen.stdin.close()
+            self._reader.join(self.plan.request_timeout_s + self.plan.stall_timeout_s)
             self._process.stop()
             self._reader.join()
             if popen.stdout:
@@ -74,7 +76,7 @@ class Traffic:
                 case Answers(target, kind, backend, count):
                     self._answers[target, kind, backend] += count
                 case Opened(flow=flow):
-                    self.flows[flow] = report
+                    self._flows[flow] = report
                     self._live.add(flow)
                 case Failure(flow=flow):
                     self._failures.append(report)
@@ -83,7 +85,6 @@ class Traffic:
                     self._resent[target] += 1
 
     def answers(self) -> Counts:
-        """Counts so far: a copy."""
         with self._lock:
             return Counter(self._answers)
 
@@ -96,10 +97,15 @@ class Traffic:
         with self._lock:
             return Counter(self._resent)
 
+    def all_flows(self) -> dict[int, Opened]:
+        """Every flow that was ever open, by its number."""
+        with self._lock:
+            return dict(self._flows)
+
     def live(self) -> list[Opened]:
         """The flows that are up now."""
         with self._lock:
-            return [self.flows[flow] for flow in sorted(self._live)]
+            return [self._flows[flow] for flow in sorted(self._live)]
 
     def check(self) -> None:
         """Raises: ShuntError if the generator itself has ended: silence is then no success."""
