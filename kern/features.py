@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shunt.kern import libbpf
+from shunt.kern import libbpf, netdev
 from shunt.lb.errors import ShuntError
 
 KERNEL_MIN = (6, 1)
@@ -171,6 +171,18 @@ def ipip(modules: Path = Path("/lib/modules"), release: str = "") -> Feature:
     )
 
 
+def xdp_features() -> Feature:
+    present = netdev.xdp_acts(1) is not None
+    return Feature(
+        "xdp_features",
+        present,
+        needed=False,
+        why=f"the kernel {'tells' if present else 'does not tell'} what native XDP a driver has",
+        what="whether a driver has native XDP is known only once a program is attached",
+        fix="look at `shunt status`, or boot Linux 6.3 or later",
+    )
+
+
 PROBES: tuple[Callable[[], Feature], ...] = (
     kernel,
     privileges,
@@ -178,6 +190,7 @@ PROBES: tuple[Callable[[], Feature], ...] = (
     btf,
     bpffs,
     jit,
+    xdp_features,
     ipip,
 )
 

@@ -21,6 +21,7 @@ from pyroute2.netlink import rtnl  # type: ignore[import-untyped]
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # type: ignore[import-untyped]
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl  # type: ignore[import-untyped]
+from pyroute2.netlink.rtnl.nsidmsg import nsidmsg  # type: ignore[import-untyped]
 from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
 
 from shunt.lb.errors import ShuntError
@@ -68,6 +69,8 @@ class Link:
     carrier: bool = True
     kind: str = ""  # veth, bond, bridge, dummy, ...; empty for hardware
     loopback: bool = False
+    lower: int = 0  # ifindex of the device below, or of a veth's other end
+    lower_nsid: int | None = None  # set if that is in another namespace: our number for it
 
     @property
     def ethernet(self) -> bool:
@@ -204,6 +207,12 @@ class Netlink:
             )
         return links[name]
 
+    def nsid(self, namespace: int) -> int:
+        """This namespace's number for another, by a descriptor; negative if it has none."""
+        message = nsidmsg()
+        message["attrs"] = [("NETNSA_FD", namespace)]
+        return int(self.request(rtnl.RTM_GETNSID, message)[0].get_attr("NETNSA_NSID"))
+
     def addresses(self) -> list[InterfaceAddress]:
         """Every address of this host."""
         found: list[InterfaceAddress] = []
@@ -255,6 +264,8 @@ def to_link(message: Any) -> Link:
         carrier=bool(flags & IFF_LOWER_UP),
         kind=(info.get_attr("IFLA_INFO_KIND") or "") if info is not None else "",
         loopback=bool(flags & IFF_LOOPBACK),
+        lower=message.get_attr("IFLA_LINK") or 0,
+        lower_nsid=message.get_attr("IFLA_LINK_NETNSID"),
     )
 
 
