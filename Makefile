@@ -21,7 +21,8 @@ C_SOURCES := $(wildcard bpf/*.h xdp/*.c tc/*.c sockops/*.c lb/*.c lb/*.h perf/*.
 
 # -mcpu=v3 (32-bit registers' jumps, atomics) is what every supported kernel takes; the
 # prefix map keeps the line information, and so the object, the same in every directory.
-BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Ibpf \
+# Headers are summed and compared as words, so no strict aliasing, as in the kernel.
+BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -fno-strict-aliasing -D__TARGET_ARCH_$(BPF_ARCH) -Ibpf \
 	-isystem /usr/include/$(TRIPLET) -ffile-prefix-map=$(CURDIR)=. \
 	-Wall -Wextra -Werror
 
@@ -50,7 +51,13 @@ build: venv ## build the BPF objects and the C extension, in place
 
 # One level down, already as the checkout's owner.
 .PHONY: objects
-objects: $(BPF_OBJECTS) build/stamp/extension
+objects: $(BPF_OBJECTS) build/stamp/extension build/stamp/defects
+
+# The real program with one deliberate defect each, for the test that must catch them.
+build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/lb.bpf.c)
+	@mkdir -p $(@D)
+	python3 tests/packets/defects.py
+	@touch $@
 
 %.bpf.o: %.bpf.c Makefile
 	@mkdir -p build/dep/$(@D) build/obj/$(@D)
@@ -110,7 +117,7 @@ demo: need-root build ## the lab, live; ARGS=--stay keeps it up (root)
 .PHONY: test-kernels
 test-kernels: need-root build ## the packet tests on Debian's 6.1 and 6.12 kernels, in QEMU (root)
 	@tools/deps requirements/debian.txt requirements/debian-kernels.txt
-	@$(UNCACHED) tests/kernels/run.py $(ARGS)
+	@$(UNCACHED) -m tests.kernels.run $(ARGS)
 
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet

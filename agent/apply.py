@@ -171,7 +171,14 @@ class Applier:
 
     @do.register
     def _(self, write: plan.GiveRegion) -> None:
-        self.tables.regions.give(write.first, write.log2)
+        t = self.tables
+        marked = t.restarts[write.first : write.first + (1 << write.log2)] != 0
+        if write.heir and marked.any():
+            # Flows that could not be remembered until the last packet on the old slots.
+            where = t.placed[write.heir].slots()
+            inherited = slot.resize(marked.astype(np.uint64), t.placed[write.heir].log2)
+            t.changed[where][inherited != 0] = self.clock()
+        t.regions.give(write.first, write.log2)
 
 
 def set_port(tables: Tables, protocol: Protocol, port: int, served: bool) -> None:

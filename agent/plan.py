@@ -125,10 +125,11 @@ class ClearBackend:
 
 @dataclass(frozen=True)
 class GiveRegion:
-    """A region's slots belong to nobody."""
+    """A region's slots belong to nobody. `heir`: the target that has moved out of it."""
 
     first: int
     log2: int
+    heir: str = ""
 
 
 Write = (
@@ -309,7 +310,7 @@ class Planner:
                 words, moved = self._retable(target, words, table)
                 times = np.where(moved, np.uint64(now_ns), times)
                 draft.going_in.append(WriteRegion(first, words, times))
-                draft.after.append(GiveRegion(place.first, place.log2))
+                draft.after.append(GiveRegion(place.first, place.log2, target.name))
             else:
                 table = np.repeat(table, 1 << (log2 - target.log2))
                 words, moved = self._retable(target, words, table)

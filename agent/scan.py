@@ -113,8 +113,7 @@ class Scanner:
         idle = t.svc["idle_ns"][svc]
         limit = np.where(lasting, idle, np.minimum(idle, np.uint64(SHORT_IDLE_NS)))
         age = now_ns - values["seen_ns"].astype(np.int64)
-        known = (t.backends["flags"][ids] & t.flag.known) != 0
-        orphaned = ~known | (t.svc["mode"][svc] == 0)
+        orphaned = ~t.known()[ids] | (t.svc["mode"][svc] == 0)
         as_owner = ids == slot.cur(words).astype(np.intp)
         needless = as_owner & (slot.state(words) != slot.State.MOVING)
         ended = (age > limit.astype(np.int64) + MARGIN_NS) | orphaned | needless
@@ -156,8 +155,7 @@ class Scanner:
     def _gone(self, values: Any) -> NDArray[np.bool_]:
         t = self.tables
         ids = (values["word"] & _ID).astype(np.intp)
-        known = (t.backends["flags"][ids] & t.flag.known) != 0
-        gone: NDArray[np.bool_] = ~known | (t.svc["mode"][values["svc"]] == 0)
+        gone: NDArray[np.bool_] = ~t.known()[ids] | (t.svc["mode"][values["svc"]] == 0)
         return gone
 
     def _idle(self, values: Any) -> NDArray[np.int64]:

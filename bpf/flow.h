@@ -58,8 +58,9 @@ static __always_inline __u32 recall(struct flow_val *flow, const struct packet *
 
 	if (word >> 32 != pkt->hash) /* recycled under us */
 		return 0;
-	/* Another processor's clock may be ahead: a negative age is no age. */
-	if ((__s64)(now - seen) > (__s64)idle_limit(flow->state, p->idle_ns))
+	/* `seen` may lag by TOUCH_NS. Another processor's clock may be ahead: a negative age is
+	 * no age. */
+	if ((__s64)(now - seen) > (__s64)(idle_limit(flow->state, p->idle_ns) + TOUCH_NS))
 		return 0;
 	if (!(backend_flags(id) & BACKEND_KNOWN))
 		return 0;

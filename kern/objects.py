@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes as c
 import errno
+import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -104,10 +105,14 @@ class Object:
         """
         dtype, offset = self.btf.variables(section)[name]
         handle = next(h for n, h in self._handles.items() if n.endswith(section))
-        size = libbpf.Z()
-        base = libbpf.pointer_call("bpf_map__initial_value", handle, c.byref(size))
-        memory = (c.c_uint8 * dtype.itemsize).from_address(base + offset)
-        found: np.ndarray[Any, Any] = np.frombuffer(memoryview(memory), dtype).reshape(())
+        found: np.ndarray[Any, Any]
+        if (fd := libbpf.lib().bpf_map__fd(handle)) > 0:  # loaded: the programs' own memory
+            memory = mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED)
+            found = np.frombuffer(memory, dtype, 1, offset).reshape(())
+        else:
+            base = libbpf.pointer_call("bpf_map__initial_value", handle, c.byref(libbpf.Z()))
+            raw = (c.c_uint8 * dtype.itemsize).from_address(base + offset)
+            found = np.frombuffer(memoryview(raw), dtype).reshape(())
         return found
 
     def keep_programs(self, *names: str) -> None:

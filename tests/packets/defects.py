@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs with one deliberate defect each, built from the real source with one phrase changed.
 
-A check that has never failed proves nothing: these are what the flow-keeping test must catch. The
-objects are built by `make build` (this file, run), so that a machine without clang can run the test.
+A check that has never failed proves nothing: these are what the flow-keeping test must catch.
+The
+objects are built by `make build`, so that a machine without clang can run the test.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ The promise: no packet of a TCP flow whose backend is up, and that is not idle b
 ever reaches another backend. One exception is stated: a flow that finds the table full while its
 slot's `prev` is down may move at the slot's next change.
 
-Time is injected: a step is a second, the idle window 50 of them. The agent's side is the product's own:
+Time is injected: a step is a second, the idle window 50 of them. The agent's side is the product's:
 Planner, Applier and Scanner on the maps of the loaded program.
 """
 
@@ -237,7 +237,10 @@ class _Run:
         flow = rnd.choice(list(self.live))
         backend, last, isn = self.live[flow]
         if backend in lab.failing:
-            return None  # silent while its backend is judged down
+            # A failing backend gets no packets, but what is remembered is not forgotten.
+            if lab.now_s - last <= IDLE_S and self._is_remembered(flow):
+                lab.send(flow, ACK, (isn + 1) % (1 << 32))
+            return None
         dead = backend in lab.gone or (backend not in lab.configured and backend not in lab.removed)
         if lab.now_s - last > IDLE_S or dead:
             del self.live[flow]

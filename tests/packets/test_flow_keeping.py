@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shunt.agent import apply, plan
 from shunt.agent.scan import Scanner
 from shunt.agent.tables import Tables
 from shunt.lb import slots as slot
@@ -42,7 +41,7 @@ def test_flows_are_kept(first: int) -> None:
 def test_histories_reach_what_they_are_about() -> None:
     """They fill the table, grow the region, and serve flows that cannot be protected."""
     seen: dict[str, int] = {"full": 0, "unprotected": 0, "grown": 0, "remembered": 0}
-    for seed in range(12):
+    for seed in range(6):
         lab = Lab(LB)
         try:
             history(lab, seed)
@@ -81,10 +80,6 @@ def _failing_forgets(self: Tables) -> Any:
 
 def _lingers_at_once(words: Any, *_: Any) -> Any:
     return slot.state(words) == slot.State.MOVING
-
-
-def _marks_lost(self: apply.Applier, write: plan.GiveRegion) -> None:
-    self.tables.regions.give(write.first, write.log2)
 
 
 AGENT_DEFECTS: dict[str, tuple[Any, str, Any]] = {
