@@ -161,18 +161,15 @@ def veth(a: Namespace, a_name: str, b: Namespace, b_name: str, mtu: int) -> None
         namespace.ip(f"link set dev {device} up")
 
 
-def offloads(namespace: Namespace, device: str, *, gro: bool = False) -> None:
+def offloads(namespace: Namespace, device: str) -> None:
     """Make a veth end behave like a wire.
 
     A veth hands its peer segments of up to 64 KiB with a checksum still to be filled in. A program
     that rewrites or encapsulates such a frame would send it on broken, so both are switched off on
-    every end. `gro` does more than its name says: it starts the NAPI poller, without which a veth
-    drops every frame that an XDP program of its *peer* sends (XDP_TX, XDP_REDIRECT).
+    every end; and no received segments are merged into such ones.
     """
-    flag = "on" if gro else "off"
-    namespace.run(
-        "ethtool", "-K", device, "tx", "off", "tso", "off", "gso", "off", "gro", flag
-    )  # fmt: skip
+    features = [word for name in ("tx", "tso", "gso", "gro") for word in (name, "off")]
+    namespace.run("ethtool", "-K", device, *features)
 
 
 def _setns(descriptor: int) -> None:

@@ -81,6 +81,35 @@ class Shuntd:
                 )
             time.sleep(0.1)
 
+    def wait_up(self, timeout_s: float = 15.0) -> None:
+        """Until the daemon answers and finds every backend healthy."""
+        self.wait_ready(timeout_s)
+        self.wait_until(
+            lambda: {b["state"] for b in self.json("backend", "list")} == {"up"},
+            "finds every backend up",
+            timeout_s,
+        )
+
+    def wait_backend(self, host: Host, *, up: bool, timeout_s: float = 15.0) -> None:
+        """Until the daemon finds this backend healthy, or not, in every service."""
+        own = {str(address) for address in host.addresses}
+
+        def found() -> bool:
+            backends = self.json("backend", "list")
+            states = {b["state"] == "up" for b in backends if b["address"] in own}
+            return states == {up}
+
+        self.wait_until(found, f"finds {host.role} {'up' if up else 'down'}", timeout_s)
+
+    def drain(self, host: Host) -> None:
+        for address in host.addresses:
+            self.cli("backend", "drain", str(address))
+
+    def program(self) -> int:
+        """The id of the XDP program on the interface, as the kernel has it."""
+        shown = self.host.namespace.run("ip", "-j", "link", "show", "dev", "eth0").stdout
+        return int(json.loads(shown)[0]["xdp"]["prog"]["id"])
+
     def log_tail(self) -> str:
         return self.process.log_tail() if self.process else "it was not started"
 

@@ -38,7 +38,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Self
 
-from shunt.lab.netns import NETNS_DIR, Namespace, offloads, veth
+from shunt.lab.napi import attach_pass
+from shunt.lab.netns import NETNS_DIR, Namespace, veth
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import IPAddress
 
@@ -124,6 +125,7 @@ class Lab:
         number = next(_counter)
         self.name = self.name or f"{PREFIX}{os.getpid()}" + (f"x{number}" if number else "")
         self.directory = Path("/run", self.name)
+        self._links: list[int] = []
 
     def __enter__(self) -> Self:
         try:
@@ -196,7 +198,7 @@ class Lab:
 
     def _add_balancer(self, number: int) -> None:
         host = self._host(f"lb{number}", 10 + number, _FORWARDING)
-        offloads(self.switch, host.role, gro=True)
+        self._links.append(attach_pass(self.switch, host.role))
         # What the load balancer does not know must end here and not bounce back to the router.
         host.namespace.ip(*(f"route add unreachable {p}" for p in DSR_PREFIXES + NAT_PREFIXES))
         self.router.ip(*(
@@ -267,6 +269,8 @@ class Lab:
 
     def close(self) -> None:
         """Remove every namespace, file and pin with this lab's name. Stop what runs in it first."""
+        while self._links:
+            os.close(self._links.pop())
         for path in _traces(f"{self.name}-*", self.name):
             _remove(path)
 
