@@ -185,7 +185,8 @@ def _health(
     wanted = entry.health if isinstance(entry.health, Health) else Health()
     interval = _duration(reader, (*path, "interval"), wanted.interval)
     timeout = _duration(reader, (*path, "timeout"), wanted.timeout)
-    if timeout > interval and reader.trusts(path):
+    known = reader.trusts((*path, "interval")) and reader.trusts((*path, "timeout"))
+    if timeout > interval and known:
         what = f"timeout {timeout:g} s is longer than the interval"
         where = reader.place((*path, "interval"))
         why = f"a check begins every {interval:g} s ({where}) and must end before the next"

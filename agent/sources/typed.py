@@ -152,7 +152,7 @@ class Reader:
 
     def _refuse_key(self, node: Node, key: str, known: list[str], path: Path) -> None:
         meant = nearest(key, known)
-        fix = f'did you mean "{meant}"?' if meant else "remove it"
+        fix = f'perhaps "{meant}" is meant' if meant else "remove it"
         why = f"{path_text(path)} knows {', '.join(known)}"
         self._add(node, f'unknown key "{shown(key)}"', why, fix)
 
@@ -172,7 +172,7 @@ class Reader:
         form = "is out of range" if out_of_range else "is not accepted"
         fix = _fix(kinds)
         if meant := nearest(node.value, kinds.choices):
-            fix = f'did you mean "{meant}"?'
+            fix = f'perhaps "{meant}" is meant'
         elif node.style in ("'", '"') and node.value.isdecimal() and str not in kinds.plain:
             fix = "write it without quotes"
         self.refuse(path, f"{noun(path)} {shown(node.value)} {form}", kinds.wants, fix)

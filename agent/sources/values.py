@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text with a form of its own: addresses, networks, ports, backends, durations. Pure."""
 
-import math
 import re
 from ipaddress import (
     IPv4Address,
@@ -22,6 +21,7 @@ FEWEST_NAT_PORTS = 1024
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")
 _BROADCAST = IPv4Address("255.255.255.255")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION_FIX = "write it as 2s or 10m"
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
 _PORT = re.compile(r"([0-9]{1,9})(?:/(tcp|udp))?")
 _PORT_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
@@ -37,17 +37,18 @@ class Refused(ValueError):
 
 def duration(value: float | str, name: str) -> float:
     """Seconds. Raises: Refused."""
+    seconds = value
     if isinstance(value, str):
         match = _DURATION.fullmatch(value)
         if not match:
             wants = "seconds, or a number with ms, s, m, h or d"
-            raise Refused(
-                f"{name} {shown(value)} is not a duration", wants, "write it as 2s or 10m"
-            )
-        value = float(match[1]) * _UNIT_S[match[2] or "s"]
-    if not (math.isfinite(value) and SHORTEST_S <= value <= LONGEST_S):
-        raise Refused(f"{name} {value:g} s is out of range", "1ms to 30d", "write it as 2s or 10m")
-    return float(value)
+            raise Refused(f"{name} {shown(value)} is not a duration", wants, _DURATION_FIX)
+        seconds = float(match[1]) * _UNIT_S[match[2] or "s"]
+    # Not a number is refused too: it compares as false.
+    if not SHORTEST_S <= float(seconds) <= LONGEST_S:
+        written = value if isinstance(value, str) else f"{value:g}"
+        raise Refused(f"{name} {shown(written)} is out of range", "1ms to 30d", _DURATION_FIX)
+    return float(seconds)
 
 
 def address(text: str, name: str) -> IPAddress:
