@@ -113,6 +113,13 @@ static __always_inline __u8 traffic_class(struct xdp_md *ctx, bool ipv6)
 	return ipv6 ? (__u8)(ip[0] << 4 | ip[1] >> 4) : ip[1];
 }
 
+/* A word of an address in `config`, read as volatile as it is declared: through a plain pointer
+ * the compiler takes it for the zero it is initialised with. */
+static __always_inline __be32 source_word(const volatile __u8 *addr, int word)
+{
+	return ((const volatile __be32 *)addr)[word];
+}
+
 static __always_inline void write_outer4(struct iphdr *ip, const struct packet *pkt,
 					 const struct backend_val *b, __u8 tos)
 {
@@ -124,7 +131,7 @@ static __always_inline void write_outer4(struct iphdr *ip, const struct packet *
 		.frag_off = bpf_htons(IPV4_DF),
 		.ttl = OUTER_TTL,
 		.protocol = pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
-		.saddr = ipv4_of((const __u8 *)config.ipip_saddr4) |
+		.saddr = source_word(config.ipip_saddr4, 3) |
 			 bpf_htonl(pkt->hash & config.ipip_spread4),
 		.daddr = ipv4_of(b->addr),
 	};
@@ -140,7 +147,8 @@ static __always_inline void write_outer6(struct ipv6hdr *ip, const struct packet
 	ip->payload_len = bpf_htons(pkt->ip_len);
 	ip->nexthdr = pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
 	ip->hop_limit = OUTER_TTL;
-	__builtin_memcpy(&ip->saddr, (const void *)config.ipip_saddr6, 16);
+	for (int i = 0; i < 4; i++)
+		ip->saddr.in6_u.u6_addr32[i] = source_word(config.ipip_saddr6, i);
 	ip->saddr.in6_u.u6_addr32[3] |= bpf_htonl(pkt->hash & config.ipip_spread6);
 	__builtin_memcpy(&ip->daddr, b->addr, 16);
 }

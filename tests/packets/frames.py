@@ -81,6 +81,7 @@ def verify(frame: bytes) -> Packet:
 
 def _verify_ip(raw: bytes, version: int) -> None:
     assert raw[0] >> 4 == version
+    header: Packet
     if version == 4:
         header = IP(raw)
         assert checksum(raw[: header.ihl * 4]) == 0, "IPv4 header checksum"
@@ -99,16 +100,18 @@ def _verify_ip(raw: bytes, version: int) -> None:
     elif proto == _UDP and version == 4 and body[6:8] == b"\0\0":
         assert int.from_bytes(body[4:6], "big") == len(body)
     elif proto in {_TCP, _UDP, _ICMPV6}:
-        total = in4_chksum if version == 4 else in6_chksum
+        total: Any = in4_chksum if version == 4 else in6_chksum
         assert total(proto, header, body) == 0, f"checksum of protocol {proto}"
         assert proto != _UDP or int.from_bytes(body[4:6], "big") == len(body)
 
 
 def transport(packet: Packet) -> Packet:
     """The TCP or UDP header of a parsed packet."""
-    return packet[TCP] if TCP in packet else packet[UDP]
+    header: Packet = packet[TCP] if TCP in packet else packet[UDP]
+    return header
 
 
 def network(packet: Packet) -> Packet:
     """The outermost IP header of a parsed packet."""
-    return packet.payload
+    header: Packet = packet.payload
+    return header

@@ -86,13 +86,15 @@ def test_a_cut_packet_in_a_padded_frame_goes_to_the_stack(mode: str, lb: Balance
 @pytest.mark.parametrize(("field", "value"), [("ihl", 4), ("version", 5), ("len", 41)])
 def test_a_wrong_ipv4_header_goes_to_the_stack(field: str, value: int, lb: Balancer) -> None:
     serve_everything(lb, "dsr-ipip")
-    assert passed(lb, tcp(CLIENT4, VIP4, **{field: value})) == Reason.PASS_MALFORMED
+    packet = ether(ip(CLIENT4, VIP4, **{field: value}) / TCP(dport=80))
+    assert passed(lb, packet) == Reason.PASS_MALFORMED
 
 
 @pytest.mark.parametrize(("field", "value"), [("version", 4), ("plen", 21), ("plen", 0)])
 def test_a_wrong_ipv6_header_goes_to_the_stack(field: str, value: int, lb: Balancer) -> None:
     serve_everything(lb, "dsr-ipip")
-    assert passed(lb, tcp(CLIENT6, VIP6, **{field: value})) == Reason.PASS_MALFORMED
+    packet = ether(ip(CLIENT6, VIP6, **{field: value}) / TCP(dport=80))
+    assert passed(lb, packet) == Reason.PASS_MALFORMED
 
 
 @pytest.mark.parametrize("version", [4, 6])

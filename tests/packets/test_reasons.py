@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +13,12 @@ from scapy.layers.l2 import ARP, Ether
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
 from shunt.kern.objects import Object
 from tests.packets.balancer import TCP, UDP, Balancer, Event, Out, Reason
-from tests.packets.frames import OWN_MAC, ROUTER_MAC, ether, ip, tcp, udp
+from tests.packets.frames import OWN_MAC, ROUTER_MAC, either, tcp, udp
 
 CLIENT, VIP, BACKEND = "192.0.2.1", "203.0.113.1", "10.0.0.1"
 
-Scenario = Callable[[Callable[..., Balancer]], Out]
+MakeLb = Callable[..., Balancer]
+Scenario = Callable[[MakeLb], Out]
 REASONS: dict[str, Scenario] = {}
 EVENTS: dict[str, Scenario] = {}
 
@@ -33,34 +33,34 @@ def shows(name: str, into: dict[str, Scenario] = REASONS) -> Callable[[Scenario]
 
 
 @shows("PASS_NOT_IP")
-def arp(make_lb: Any) -> Out:
+def arp(make_lb: MakeLb) -> Out:
     return make_lb().run(Ether(src=ROUTER_MAC, dst=OWN_MAC) / ARP())
 
 
 @shows("PASS_NOT_OURS")
-def nobodys_port(make_lb: Any) -> Out:
+def nobodys_port(make_lb: MakeLb) -> Out:
     return make_lb().run(tcp(CLIENT, VIP))
 
 
 @shows("PASS_FRAGMENT")
-def fragment(make_lb: Any) -> Out:
+def fragment(make_lb: MakeLb) -> Out:
     return make_lb().run(udp(CLIENT, VIP, flags="MF"))
 
 
 @shows("PASS_MALFORMED")
-def cut_in_the_tcp_header(make_lb: Any) -> Out:
+def cut_in_the_tcp_header(make_lb: MakeLb) -> Out:
     return make_lb().run(bytes(tcp(CLIENT, VIP))[:50])
 
 
 @shows("SENT_TO_BACKEND")
-def settled(make_lb: Any) -> Out:
+def settled(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, backends=[BACKEND])
     return lb.run(tcp(CLIENT, VIP))
 
 
 @shows("SENT_TO_CLIENT")
-def translated_reply(make_lb: Any) -> Out:
+def translated_reply(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, mode="nat", backends=[BACKEND])
     sent = lb.run(tcp(CLIENT, VIP)).packet
@@ -68,49 +68,49 @@ def translated_reply(make_lb: Any) -> Out:
 
 
 @shows("SENT_RST_NO_BACKEND")
-def tcp_without_backends(make_lb: Any) -> Out:
+def tcp_without_backends(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP)
     return lb.run(tcp(CLIENT, VIP))
 
 
 @shows("SENT_UNREACHABLE")
-def udp_without_backends(make_lb: Any) -> Out:
+def udp_without_backends(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, proto=UDP)
     return lb.run(udp(CLIENT, VIP))
 
 
 @shows("SENT_RST_NO_FLOW")
-def nat_without_the_flow(make_lb: Any) -> Out:
+def nat_without_the_flow(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, mode="nat", backends=[BACKEND])
     return lb.run(tcp(CLIENT, VIP, "A"))
 
 
 @shows("SENT_TOO_BIG")
-def too_big(make_lb: Any) -> Out:
+def too_big(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, backends=[BACKEND])
     return lb.run(tcp(CLIENT, VIP, "A", payload=bytes(1460)))
 
 
 @shows("DROP_NO_BACKEND")
-def reset_without_backends(make_lb: Any) -> Out:
+def reset_without_backends(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP)
     return lb.run(tcp(CLIENT, VIP, "R"))
 
 
 @shows("DROP_TOO_BIG")
-def too_big_and_over_budget(make_lb: Any) -> Out:
+def too_big_and_over_budget(make_lb: MakeLb) -> Out:
     lb = make_lb(answers_per_s=0)
     lb.add_service(VIP, backends=[BACKEND])
     return lb.run(tcp(CLIENT, VIP, "A", payload=bytes(1460)))
 
 
 @shows("DROP_NO_NEXTHOP")
-def unknown_neighbour(make_lb: Any) -> Out:
+def unknown_neighbour(make_lb: MakeLb) -> Out:
     lb = make_lb()
     # The loopback interface is not one that the kernel forwards from.
     lb.add_service(VIP, backends=[BACKEND], nexthop=0)
@@ -118,33 +118,33 @@ def unknown_neighbour(make_lb: Any) -> Out:
 
 
 @shows("DROP_TTL_EXPIRED")
-def last_hop_was_this_one(make_lb: Any) -> Out:
+def last_hop_was_this_one(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, mode="dsr-l2", backends=[BACKEND])
     return lb.run(tcp(CLIENT, VIP, ttl=1))
 
 
 @shows("DROP_NO_HEADROOM")
-def driver_without_headroom(make_lb: Any) -> Out:
+def driver_without_headroom(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, backends=[BACKEND])
     with Object(Path(__file__).with_name("headroom.bpf.o")) as driver:
         driver.load()
-        driver.maps["next"].update(0, np.uint32(lb.object.programs["shunt_lb"].fd))
+        driver.maps["next"].update(0, np.array(lb.object.programs["shunt_lb"].fd, np.uint32))
         frame = bytes(tcp(CLIENT, VIP, payload=bytes(128 - 54)))
         assert len(frame) == 128
         return lb.run(frame, driver.programs["shunt_headroom"].fd)
 
 
 @shows("DROP_NAT_NO_FLOW")
-def nat_reset_without_the_flow(make_lb: Any) -> Out:
+def nat_reset_without_the_flow(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, mode="nat", backends=[BACKEND])
     return lb.run(tcp(CLIENT, VIP, "R"))
 
 
 @shows("DROP_NAT_NO_PORT")
-def nat_out_of_ports(make_lb: Any) -> Out:
+def nat_out_of_ports(make_lb: MakeLb) -> Out:
     lb = make_lb(nat_port_count=1)
     lb.add_service(VIP, mode="nat", backends=[BACKEND])
     lb.run(tcp(CLIENT, VIP, sport=1))
@@ -152,7 +152,7 @@ def nat_out_of_ports(make_lb: Any) -> Out:
 
 
 @shows("DROP_NAT_TABLE_FULL")
-def nat_table_full(make_lb: Any) -> Out:
+def nat_table_full(make_lb: MakeLb) -> Out:
     lb = make_lb({"nat_rev": 1})
     lb.add_service(VIP, mode="nat", backends=[BACKEND])
     lb.run(tcp(CLIENT, VIP, sport=1))
@@ -160,7 +160,7 @@ def nat_table_full(make_lb: Any) -> Out:
 
 
 @shows("DROP_NAT_NO_SOURCE")
-def nat_without_an_address_of_our_own(make_lb: Any) -> Out:
+def nat_without_an_address_of_our_own(make_lb: MakeLb) -> Out:
     lb = make_lb()
     service = lb.add_service(VIP, mode="nat")
     lb.add_backend(service.id, BACKEND, nexthop=lb.add_nexthop(saddr=None))
@@ -169,7 +169,7 @@ def nat_without_an_address_of_our_own(make_lb: Any) -> Out:
 
 
 @shows("DROP_BAD_TABLE")
-def slot_of_a_backend_that_is_gone(make_lb: Any) -> Out:
+def slot_of_a_backend_that_is_gone(make_lb: MakeLb) -> Out:
     lb = make_lb()
     service = lb.add_service(VIP, backends=[BACKEND])
     lb.set_flags(service.backends[0], 0)
@@ -177,14 +177,14 @@ def slot_of_a_backend_that_is_gone(make_lb: Any) -> Out:
 
 
 @shows("FLOW_REMEMBERED", EVENTS)
-def new_flow_on_a_moving_slot(make_lb: Any) -> Out:
+def new_flow_on_a_moving_slot(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"]).move()
     return lb.run(tcp(CLIENT, VIP))
 
 
 @shows("FLOW_TABLE_FULL", EVENTS)
-def no_room_for_the_flow(make_lb: Any) -> Out:
+def no_room_for_the_flow(make_lb: MakeLb) -> Out:
     lb = make_lb({"flows": 1})
     lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"]).move()
     lb.run(tcp(CLIENT, VIP, sport=1))
@@ -192,14 +192,14 @@ def no_room_for_the_flow(make_lb: Any) -> Out:
 
 
 @shows("FLOW_OVER_BUDGET", EVENTS)
-def no_token_for_the_flow(make_lb: Any) -> Out:
+def no_token_for_the_flow(make_lb: MakeLb) -> Out:
     lb = make_lb(inserts_per_s=0)
     lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"]).move()
     return lb.run(tcp(CLIENT, VIP))
 
 
 @shows("FLOW_UNPROTECTED", EVENTS)
-def nowhere_safe_to_go(make_lb: Any) -> Out:
+def nowhere_safe_to_go(make_lb: MakeLb) -> Out:
     lb = make_lb(inserts_per_s=0)
     service = lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"])
     service.move()
@@ -208,19 +208,19 @@ def nowhere_safe_to_go(make_lb: Any) -> Out:
 
 
 @shows("NAT_CREATED", EVENTS)
-def new_translation(make_lb: Any) -> Out:
+def new_translation(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, mode="nat", backends=[BACKEND])
     return lb.run(tcp(CLIENT, VIP))
 
 
 @shows("NAT_COLLISION", EVENTS)
-def port_taken(make_lb: Any) -> Out:
+def port_taken(make_lb: MakeLb) -> Out:
     return nat_out_of_ports(make_lb)
 
 
 @shows("NAT_ADOPTED", EVENTS)
-def another_processor_was_first(make_lb: Any) -> Out:
+def another_processor_was_first(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, mode="nat", backends=[BACKEND])
     lb.run(tcp(CLIENT, VIP))
@@ -232,7 +232,7 @@ def another_processor_was_first(make_lb: Any) -> Out:
 
 
 @shows("SAMPLE_LOST", EVENTS)
-def ring_full(make_lb: Any) -> Out:
+def ring_full(make_lb: MakeLb) -> Out:
     lb = make_lb({"samples": 4096})
     lb.add_service(VIP)
     packet = tcp(CLIENT, VIP, "R")
@@ -244,19 +244,19 @@ def test_every_reason_has_its_packet() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(REASONS))
-def test_reason(name: str, make_lb: Callable[..., Balancer]) -> None:
+def test_reason(name: str, make_lb: MakeLb) -> None:
     out = REASONS[name](make_lb)
-    verdict = {"PASS": XDP_PASS, "SENT": XDP_TX, "DROP": XDP_DROP}[name.split("_")[0]]
+    verdict = {"PASS": XDP_PASS, "SENT": XDP_TX, "DROP": XDP_DROP}[name[:4]]
     assert out.said == (verdict, {Reason[name]: 1})
 
 
-def test_every_event_has_its_packet(request: pytest.FixtureRequest) -> None:
+def test_every_event_has_its_packet() -> None:
     # The FIB answers only where there are interfaces to forward between: test_nexthops.py.
     assert set(EVENTS) | {"COUNT", "FIB_FALLBACK"} == set(Event.__members__)
 
 
 @pytest.mark.parametrize("name", sorted(EVENTS))
-def test_event(name: str, make_lb: Callable[..., Balancer]) -> None:
+def test_event(name: str, make_lb: MakeLb) -> None:
     assert EVENTS[name](make_lb).events[Event[name]] >= 1
 
 
@@ -264,7 +264,7 @@ def test_event(name: str, make_lb: Callable[..., Balancer]) -> None:
 def test_packets_and_bytes_are_counted_for_service_and_backend(lb: Balancer, proto: int) -> None:
     service = lb.add_service(VIP, proto=proto, backends=[BACKEND, "10.0.0.2"])
     service.set_slots(service.backends[1])
-    packet = ether(ip(CLIENT, VIP, proto=proto) / (b"\x9c\x40\x00\x50" + bytes(60)))
+    packet = either(proto, CLIENT, VIP, payload=bytes(60))
     for _ in range(3):
         lb.run(packet)
     counted = (3, 3 * len(packet))
