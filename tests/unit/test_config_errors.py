@@ -225,9 +225,7 @@ def test_aliases_that_multiply_are_stopped(tmp_path: Path) -> None:
     assert "more than 2000000 values" in only
 
 
-def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
-    """Each line marked #! has one error, and no other line has any."""
-    settings = """
+WRONG_SETTINGS = """
 interfaces:
   - eth0
   - eth0       #!
@@ -243,7 +241,7 @@ budgets:
   inserts: -1  #!
   inserst: 1   #!
 """
-    services = """
+WRONG_SERVICES = """
 - name: UPPER              #!
   vip:
   - 203.0.113.1
@@ -278,6 +276,11 @@ budgets:
 - {name: c, vip: 203.0.113.4}          #!
 - d                        #!
 """
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    """Each line marked #! has one error, and no other line has any."""
+    settings, services = WRONG_SETTINGS, WRONG_SERVICES
     found = errors(tmp_path, settings, web=services)
     wrong = {
         f"{file}:{line}"
