@@ -24,12 +24,12 @@ from shunt.lab.servers import BIG_BYTES, ECHO_PORT, Servers, running
 from shunt.lab.topology import (
     CLIENT4,
     CLIENT6,
-    Address,
     Host,
     Lab,
     remove_leftovers,
 )
 from shunt.lab.traffic import Traffic, requests_of
+from shunt.lb.model import IPAddress
 
 DSR = (ip_address("203.0.113.20"), ip_address("2001:db8:a::20"))
 NAT = (ip_address("198.51.100.30"), ip_address("2001:db8:b::30"))
@@ -65,7 +65,7 @@ def by_hand(lab: Lab) -> Iterator[Callable[[Host, Host], None]]:
     lab.announce(lab.balancers)
 
 
-def udp_socket(namespace: Namespace, vip: Address, port: int = 0) -> socket.socket:
+def udp_socket(namespace: Namespace, vip: IPAddress, port: int = 0) -> socket.socket:
     with namespace.inside():
         sock = socket.socket(
             socket.AF_INET if vip.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM
@@ -99,7 +99,7 @@ def test_every_backend_answers_http_with_its_own_name(lab: Lab) -> None:
 @pytest.mark.usefixtures("servers")
 @pytest.mark.parametrize("vip", DSR)
 def test_a_backend_answers_the_client_directly_from_the_vip(
-    lab: Lab, by_hand: Callable[[Host, Host], None], vip: Address
+    lab: Lab, by_hand: Callable[[Host, Host], None], vip: IPAddress
 ) -> None:
     for balancer in lab.balancers:
         by_hand(balancer, lab.backends[2])
@@ -111,7 +111,7 @@ def test_a_backend_answers_the_client_directly_from_the_vip(
 @pytest.mark.usefixtures("servers")
 @pytest.mark.parametrize("vip", DSR + NAT)
 def test_ecmp_uses_both_nodes_and_keeps_a_five_tuple_on_its_own(
-    lab: Lab, by_hand: Callable[[Host, Host], None], vip: Address
+    lab: Lab, by_hand: Callable[[Host, Host], None], vip: IPAddress
 ) -> None:
     for balancer, backend in zip(lab.balancers, lab.backends, strict=False):
         by_hand(balancer, backend)
@@ -134,7 +134,7 @@ def test_ecmp_uses_both_nodes_and_keeps_a_five_tuple_on_its_own(
 @pytest.mark.usefixtures("servers")
 @pytest.mark.parametrize(("vip", "stays"), [(DSR[0], False), (NAT[0], True), (NAT[1], True)])
 def test_a_returning_node_takes_live_flows_from_the_plain_group_only(
-    lab: Lab, by_hand: Callable[[Host, Host], None], vip: Address, stays: bool
+    lab: Lab, by_hand: Callable[[Host, Host], None], vip: IPAddress, stays: bool
 ) -> None:
     for balancer, backend in zip(lab.balancers, lab.backends, strict=False):
         by_hand(balancer, backend)
@@ -177,7 +177,7 @@ def test_an_outer_header_fits_between_load_balancer_and_backend(lab: Lab) -> Non
     assert done.returncode != 0, "the client's link takes more than 1500 bytes"
 
 
-def plan(*vips: Address) -> Plan:
+def plan(*vips: IPAddress) -> Plan:
     return Plan(
         targets=tuple(
             Target(name=f"v{vip.version}", address=str(vip), tcp_flows=10, udp_flows=3)
@@ -276,12 +276,20 @@ with Lab(balancer_count=1, backend_count=1) as lab, running(lab.backends, lab.di
         assert not _of(name, remove_leftovers()), "a lab in use was removed"
         process.kill()
     deadline = time.monotonic() + 5
-    while any(Path("/proc", pid).exists() for pid in pids) and time.monotonic() < deadline:
+    while any(map(runs, pids)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not [pid for pid in pids if Path("/proc", pid).exists()], "its servers live on"
+    assert not [pid for pid in pids if runs(pid)], "its servers live on"
     assert len(_of(name, remove_leftovers())) == 6
     assert not _of(name, NETNS_DIR.iterdir())
     assert not Path("/run", name).exists()
+
+
+def runs(pid: str) -> bool:
+    """Not gone, and not merely waiting for init to take note of it."""
+    try:
+        return Path("/proc", pid, "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _of(name: str, paths: Iterable[str | Path]) -> list[str]:
