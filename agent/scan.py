@@ -35,6 +35,7 @@ class Round:
     """What one round has found."""
 
     began_ns: int
+    regions: dict[str, tuple[int, int]]  # of the targets with slots not settled
     flows: int = 0
     exceptions: int = 0
     nat: int = 0
@@ -68,7 +69,9 @@ class Scanner:
         began = clock()
         self._quieten(want, began)
         self.grace()
-        found = Round(began, busy=np.zeros(len(t.words), np.bool_))
+        regions = {name: (t.placed[name].first, t.placed[name].log2) for name in t.unsettled}
+        found = Round(began, regions)
+        found.busy = np.zeros(len(t.words), np.bool_)
         found.named = np.zeros(len(t.backends), np.bool_)
         for keys, values in t.maps["flows"].batches(batch):
             self._flows(keys, values, found, clock())
@@ -166,6 +169,8 @@ class Scanner:
         t = self.tables
         for name in list(t.unsettled):
             place = t.placed[name]
+            if found.regions.get(name) != (place.first, place.log2):
+                continue  # it moved while we looked: what was found is of other slots
             where = place.slots()
             words = t.words[where]
             index = np.flatnonzero(

@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* Raised when the meaning of a pinned map changes without its size changing. */
-#define ABI_VERSION 1
+enum abi { ABI_VERSION = 1 };
 
 /* Why a packet left the program the way it did: index of map `reasons`.
  * The prefix is the class: PASS_ (to this host's stack), SENT_ (to a backend
@@ -232,9 +232,10 @@ struct ports_val {	 /* map ports: TCP's 1,024 words, then UDP's; mmap-ed */
 };
 
 struct meta_val {	 /* map meta: one element; mmap-ed */
-	__u32 abi;	 /* ABI_VERSION of whoever made the pinned maps */
+	enum abi abi;	 /* of whoever made the pinned maps */
 	__u32 pad;
 	__u64 generation; /* of the configuration in force */
+	__u64 hash_seed; /* the flows in these maps were hashed with it */
 };
 
 struct count {		 /* maps reasons, svc_stats, backend_stats: per processor */

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""shuntd: one process, one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from shunt.agent.api import Api
+from shunt.agent.node import Node
+from shunt.agent.samples import Samples
+from shunt.agent.sources.file import ConfigErrors, FileSource
+from shunt.kern.features import check_host, ensure_bpffs
+from shunt.kern.inotify import Watch
+from shunt.lb.errors import ShuntError
+
+log = logging.getLogger("shunt")
+
+# Files are often written several at once; they are looked at together.
+COALESCE_S = 0.1
+# A round of the scan takes at most this share of the time.
+SCAN_SHARE = 0.1
+SCAN_EVERY_S = 1.0
+
+
+class Daemon:
+    """The node, its source, its API, and the loops between them."""
+
+    def __init__(self, config: Path, services: Path, bpffs: Path, run: Path) -> None:
+        self.source = FileSource(config, services)
+        self.bpffs, self.run_dir = bpffs, run
+        self.node = Node(bpffs)
+        self._reload = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT.
+
+        Raises: ShuntError if it cannot start; what forwarded before goes on.
+        """
+        check_host()
+        ensure_bpffs(self.bpffs)
+        self.bpffs.mkdir(parents=True, exist_ok=True)
+        self.run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(only_one(self.bpffs))
+            watch = stack.enter_context(Watch(self.source.paths()))
+            self.node.start(self.source.load())
+            samples = Samples(self.node.datapath.maps["samples"].fd)
+            stack.callback(samples.close)
+            api = Api(self.node, samples, self.request_reload)
+            await api.start(self.run_dir / "shunt.sock")
+            loop = asyncio.get_running_loop()
+            loop.add_reader(watch.fileno(), self._changed, watch)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+            notify("READY=1")
+            log.info(
+                "in force: generation %d, %d services",
+                self.node.generation,
+                len(self.node.want),
+            )
+            await self._until_stopped()
+            notify("STOPPING=1")
+            await api.close()
+            await self.node.close()
+
+    async def _until_stopped(self) -> None:
+        tasks = [asyncio.create_task(self._scanning()), asyncio.create_task(self._reloading())]
+        stop = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait({*tasks, stop}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*tasks, stop):
+            task.cancel()
+        await asyncio.gather(*tasks, stop, return_exceptions=True)
+        for task in done - {stop}:
+            task.result()  # a loop that ended by itself did so with an error
+
+    def _changed(self, watch: Watch) -> None:
+        if self.source.concerns(watch.read()):
+            self._reload.set()
+
+    async def request_reload(self) -> list[str]:
+        """Load the files now; returns the errors, none if they are in force."""
+        self.load()
+        return self.node.errors
+
+    async def _reloading(self) -> None:
+        while True:
+            await self._reload.wait()
+            await asyncio.sleep(COALESCE_S)
+            self._reload.clear()
+            self.load()
+
+    def load(self) -> None:
+        """Put the files in force, or say why not."""
+        self.node.counts.reloads += 1
+        try:
+            configuration = self.source.load()
+            if configuration == self.node.configuration:
+                self.node.errors = []
+                return
+            self.node.configure(configuration)
+        except ConfigErrors as e:
+            self._refuse([str(error) for error in e.errors])
+        except ShuntError as e:
+            self._refuse([str(e)])
+        else:
+            log.info("in force: generation %d", self.node.generation)
+
+    def _refuse(self, errors: list[str]) -> None:
+        self.node.errors = errors
+        self.node.counts.refused += 1
+        for error in errors:
+            log.error("%s", error)
+        log.error(
+            "the new configuration is refused; generation %d is still in force",
+            self.node.generation,
+        )
+
+    async def _scanning(self) -> None:
+        while True:
+            began = time.monotonic()
+            steps = self.node.scanner.steps(self.node.want, time.monotonic_ns)
+            with contextlib.suppress(StopIteration):
+                while True:
+                    next(steps)
+                    await asyncio.sleep(0)
+            self.node.after_scan()
+            took = time.monotonic() - began
+            await asyncio.sleep(max(SCAN_EVERY_S, took * (1 / SCAN_SHARE - 1)))
+
+
+@contextlib.contextmanager
+def only_one(bpffs: Path):  # type: ignore[no-untyped-def]
+    """Hold the pin directory against a second shuntd.
+
+    Raises: ShuntError if there is one.
+    """
+    fd = os.open(bpffs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ShuntError(
+                f"another shuntd is running on {bpffs}",
+                "two would overwrite each other's tables",
+                "stop it (systemctl stop shuntd), or give this one its own --bpffs and --run",
+            ) from e
+        yield
+    finally:
+        os.close(fd)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), if it asked."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.connect("\0" + path[1:] if path.startswith("@") else path)
+            s.send(state.encode())
+
+
+@click.command()
+@click.option("--config", type=Path, default=Path("/etc/shunt/shunt.yaml"), show_default=True)
+@click.option("--services", type=Path, default=Path("/etc/shunt/services.d"), show_default=True)
+@click.option("--bpffs", type=Path, default=Path("/sys/fs/bpf/shunt"), show_default=True)
+@click.option("--run", type=Path, default=Path("/run/shunt"), show_default=True)
+@click.option("--verbose", is_flag=True, help="Log what is done, not only what happens.")
+def main(config: Path, services: Path, bpffs: Path, run: Path, verbose: bool) -> None:
+    """The load balancer's daemon. Packets go on while it is stopped."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(levelname)s %(message)s"
+        if os.environ.get("JOURNAL_STREAM")
+        else "%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+    async def start() -> None:
+        await Daemon(config, services, bpffs, run).run()
+
+    try:
+        asyncio.run(start())
+    except ShuntError as e:
+        click.echo(f"shuntd: {e}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The load balancer's program and maps: loaded, pinned, attached to interfaces, swapped.
+
+Everything is pinned under one directory: maps/NAME and links/INTERFACE. What is pinned goes on
+forwarding while no agent runs.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shunt.kern import links
+from shunt.kern.maps import Map
+from shunt.kern.netlink import Netlink
+from shunt.kern.objects import Object, open_pin, pin
+from shunt.lb.compile import mapped
+from shunt.lb.errors import ShuntError
+from shunt.lb.model import Limits, Settings
+
+OBJECT = Path(__file__).parent / "lb.bpf.o"
+PROGRAM = "shunt_lb"
+
+
+def entries(limits: Limits) -> dict[str, int]:
+    """The sizes of the maps that the configuration sets."""
+    return {
+        "services": limits.frontends,
+        "svc": limits.services,
+        "names": limits.services,
+        "svc_stats": limits.services,
+        "slots": limits.slots,
+        "restarts": -(-limits.slots // 8),
+        "backends": limits.backends,
+        "backend_stats": limits.backends,
+        "nexthops": limits.nexthops,
+        "flows": limits.flows,
+        "nat_fwd": limits.nat,
+        "nat_rev": limits.nat,
+    }
+
+
+def configure(config: Any, settings: Settings) -> None:
+    """Fill struct lb_config."""
+    config["hash_seed"] = settings.hash_seed
+    config["nat_key"] = [secrets.randbits(64), secrets.randbits(64)]
+    for name, net in (("4", settings.ipip_source4), ("6", settings.ipip_source6)):
+        address = mapped(net.network_address)
+        config[f"ipip_saddr{name}"] = np.frombuffer(address, np.uint8)
+        config[f"ipip_spread{name}"] = int(net.hostmask) & 0xFFFFFFFF
+    for budget in ("inserts_per_s", "answers_per_s", "samples_per_s"):
+        config[budget] = getattr(settings, budget)
+    config["nat_port_min"] = settings.nat_port_min
+    config["nat_port_count"] = settings.nat_port_max - settings.nat_port_min + 1
+
+
+class Datapath:
+    """The program and its maps in the kernel, under one pin directory."""
+
+    def __init__(self, bpffs: Path, path: Path = OBJECT) -> None:
+        self.bpffs, self.path = bpffs, path
+        self.modes: dict[str, str] = {}  # interface -> native, generic
+        self._links: dict[str, int] = {}
+        self._obj: Object | None = None
+
+    @property
+    def maps(self) -> dict[str, Map]:
+        """The maps by name."""
+        return self._loaded.maps
+
+    @property
+    def _loaded(self) -> Object:
+        assert self._obj is not None, "load() comes first"
+        return self._obj
+
+    @property
+    def btf(self) -> Any:
+        """The object's BTF: enums and layouts."""
+        return self._loaded.btf
+
+    def load(self, settings: Settings) -> None:
+        """Load the program on the pinned maps, or on new ones; nothing is attached yet.
+
+        Raises: ShuntError if a pinned map is of another version or size, or the kernel refuses. The
+                programs attached before go on.
+        """
+        pins = self.bpffs / "maps"
+        pins.mkdir(parents=True, exist_ok=True)
+        obj = Object(self.path)
+        try:
+            obj.set_entries(entries(settings.limits))
+            configure(obj.variable(".rodata", "config"), settings)
+            version = int(obj.btf.enum("abi", "ABI_")["VERSION"])
+            _check_version(pins, version, settings)
+            for name in obj.map_names():
+                self._reuse(obj, name, pins / name)
+            obj.load()
+            for name in obj.map_names():
+                if not (pins / name).exists():
+                    pin(obj.maps[name].fd, pins / name)
+        except BaseException:
+            obj.close()
+            raise
+        meta = obj.maps["meta"].mapped()
+        meta["hash_seed"], meta["abi"] = settings.hash_seed, version
+        old, self._obj = self._obj, obj
+        if old is not None:
+            old.close()
+
+    @staticmethod
+    def _reuse(obj: Object, name: str, path: Path) -> None:
+        try:
+            fd = open_pin(path)
+        except FileNotFoundError:
+            return
+        try:
+            obj.reuse(name, fd, str(path))
+        finally:
+            os.close(fd)
+
+    def attach(self, interfaces: Iterable[str], mode: str) -> None:
+        """Attach to these interfaces and to no others; swap the program where it is attached.
+
+        Raises: ShuntError if one is absent, down or taken. The others are as before.
+        """
+        wanted = list(interfaces)
+        pins = self.bpffs / "links"
+        pins.mkdir(parents=True, exist_ok=True)
+        with Netlink() as netlink:
+            found = {name: netlink.link(name) for name in wanted}
+        fd = self._loaded.programs[PROGRAM].fd
+        for name, link in found.items():
+            self._attach_one(name, link.ifindex, fd, mode)
+        for path in pins.iterdir():
+            if path.name not in found:
+                detach_pin(path)
+                self.modes.pop(path.name, None)
+
+    def _attach_one(self, name: str, ifindex: int, prog_fd: int, mode: str) -> None:
+        path = self.bpffs / "links" / name
+        if path.exists():
+            fd = open_pin(path)
+            try:
+                if links.info(fd)[0] == ifindex:
+                    links.update(fd, prog_fd)
+                    self.modes[name] = links.query(ifindex).mode
+                    return
+            finally:
+                os.close(fd)
+            path.unlink()  # of an interface that has gone and come again
+        fd, self.modes[name] = links.attach_xdp(prog_fd, ifindex, name, mode)
+        try:
+            pin(fd, path)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Let go of everything; what is pinned stays in force."""
+        if self._obj is not None:
+            self._obj.close()
+            self._obj = None
+
+
+def _check_version(pins: Path, version: int, settings: Settings) -> None:
+    """Raises: ShuntError if the pinned maps are of another version, or hashed otherwise."""
+    try:
+        meta = Map.pinned(pins / "meta")
+    except FileNotFoundError:
+        return
+    try:
+        found = meta.mapped()
+        there = int(found["abi"][0])
+        seed = int(found["hash_seed"][0]) if "hash_seed" in (found.dtype.names or ()) else None
+    finally:
+        meta.close()
+    if there not in (0, version):
+        raise ShuntError(
+            f"the maps pinned in {pins} are of version {there}",
+            f"this shuntd is of version {version}: it would misread them",
+            "run the version that made them, or take them away with `shunt cleanup`"
+            " (connections are forgotten)",
+        )
+    if there and seed is not None and seed != settings.hash_seed:
+        raise ShuntError(
+            f"hash_seed is {settings.hash_seed}, and was {seed} when these maps were made",
+            "another seed sends almost every established connection to another backend",
+            f"set hash_seed: {seed}, or run `shunt cleanup` first and lose the connections",
+        )
+
+
+def detach_pin(path: Path) -> None:
+    """Detach a pinned link and remove the pin."""
+    try:
+        fd = open_pin(path)
+        try:
+            links.detach(fd)
+        finally:
+            os.close(fd)
+    except OSError:
+        pass  # its interface has gone: there is nothing to detach from
+    path.unlink(missing_ok=True)
+
+
+def cleanup(bpffs: Path) -> list[str]:
+    """Detach all that is pinned there and remove the pins; says what it removed."""
+    removed = []
+    for folder, remove in (("links", detach_pin), ("maps", Path.unlink)):
+        directory = bpffs / folder
+        if directory.is_dir():
+            for path in sorted(directory.iterdir()):
+                remove(path)
+                removed.append(str(path))
+            directory.rmdir()
+    if bpffs.is_dir() and not any(bpffs.iterdir()):
+        bpffs.rmdir()
+    return removed
