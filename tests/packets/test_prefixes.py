@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every prefix of a plan is safe to stop at, and a restarted agent finishes the work from there."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from shunt.agent.apply import Applier
+from shunt.agent.plan import Planner, Write
+from shunt.agent.tables import Tables
+from shunt.kern.objects import Object
+from shunt.kern.testrun import run_xdp
+from shunt.lb.compile import Condition, Target, targets
+from shunt.lb.model import Backend, Frontend, Mode, Port, Protocol, Service
+
+LB = Path(__file__).resolve().parents[2] / "xdp" / "lb.bpf.o"
+XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
+BAD_TABLE = "DROP_BAD_TABLE"
+
+
+def condition(_name: str, _endpoint: object) -> Condition:
+    """Everything is well."""
+    return Condition()
+
+
+def services(rnd: random.Random) -> dict[str, Target]:
+    """A random configuration; frontends wander between services from one to the next."""
+    frontends = [(IPv4Address("203.0.113.1") + v, p) for v in range(3) for p in (80, 443)]
+    rnd.shuffle(frontends)
+    found = []
+    for n in range(rnd.randint(1, 3)):
+        mine = [frontends.pop() for _ in range(rnd.randint(1, 2))]
+        vips = tuple({vip for vip, _ in mine})
+        ports = tuple({Port(port, Protocol.TCP) for _, port in mine})
+        frontends = [f for f in frontends if f[0] not in vips]
+        backends = rnd.sample(range(20), rnd.randint(0, 6))
+        found.append(
+            Service(
+                name=f"s{n}",
+                vips=vips,
+                ports=ports,
+                mode=Mode.DSR_IPIP,
+                backends=tuple(Backend(IPv4Address("10.0.0.1") + n * 32 + b) for b in backends),
+                slots_per_backend=8,
+            )
+        )
+        if not frontends:
+            break
+    return targets(found, condition)
+
+
+class World:
+    """The loaded program and an agent on it."""
+
+    def __init__(self) -> None:
+        self.fresh = 2000
+        self.obj = Object(LB)
+        self.obj.variable(".rodata", "config")["inserts_per_s"] = 1 << 30
+        self.obj.set_entries({"slots": 1 << 10, "restarts": 1 << 7})
+        self.obj.load()
+        hop = self.obj.maps["nexthops"].mapped()
+        hop["dmac"][1], hop["mtu"][1], hop["ifindex"][1] = 2, 1500, 1
+        self.restart()
+
+    def restart(self) -> None:
+        """A new agent, that knows what the maps hold."""
+        self.tables = Tables(self.obj.maps, self.obj.btf, 0)
+        self.applier = Applier(self.tables, lambda: 1, lambda _a: 1, grace=lambda: None)
+
+    def plan(self, want: dict[str, Target]) -> list[Write]:
+        """What leads there."""
+        return Planner(self.tables).plan(want, 1, condition)
+
+    def send(self, frontend: Frontend, port: int) -> tuple[int, IPv4Address | None]:
+        """The verdict and backend of a SYN."""
+        tcp = struct.pack("!HHIIBBHHH", port, frontend.port, 7, 0, 5 << 4, 2, 8192, 0, 0)
+        addresses = IPv4Address("192.0.2.1").packed + frontend.vip.packed
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0) + addresses
+        out = run_xdp(
+            self.obj.programs["shunt_lb"].fd, bytes(12) + b"\x08\x00" + ip + tcp, ifindex=1
+        )
+        sent = out.verdict == XDP_TX and len(out.data) == 74
+        return out.verdict, IPv4Address(out.data[30:34]) if sent else None
+
+    def contradictions(self) -> int:
+        """Packets that found tables which contradict each other."""
+        reason = self.obj.btf.enum("reason", "REASON_")[BAD_TABLE]
+        return int(self.obj.maps["reasons"].totals()["packets"][reason])
+
+    def wrong(self, old: dict[str, Target], new: dict[str, Target]) -> str | None:
+        """What a client may not see between `old` and `new`, if it is seen."""
+        for frontend in sorted({f for c in (old, new) for t in c.values() for f in t.frontends}):
+            owners = [[t for t in c.values() if frontend in t.frontends] for c in (old, new)]
+            # A service that has the frontend before or after, with its backends of either time.
+            names = {t.name for o in owners for t in o}
+            both = [t for c in (old, new) for t in c.values() if t.name in names]
+            allowed = {m.endpoint.address for t in both for m in t.members}
+            for port in range(self.fresh, self.fresh + 12):
+                verdict, backend = self.send(frontend, port)
+                if backend is not None and backend not in allowed:
+                    return f"{frontend} went to {backend}, of another service"
+                steady = all(o and o[0].members for o in owners)
+                if steady and backend is None:
+                    return f"{frontend} got verdict {verdict} though it always has backends"
+        self.fresh += 12  # what was looked at is remembered: look with other flows next time
+        return "tables contradict each other" if self.contradictions() else None
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    found = World()
+    try:
+        yield found
+    finally:
+        found.obj.close()
+
+
+def stop_at(old: dict[str, Target], new: dict[str, Target], writes: int, turn: bool) -> str | None:
+    """Stop a change after so many writes, look, restart, finish, and look again."""
+    with world() as w:
+        w.applier.apply(w.plan(old))
+        plan: Sequence[Write] = w.plan(new)
+        plan = plan[::-1] if turn else plan
+        w.applier.apply(plan[:writes])
+        if wrong := w.wrong(old, new):
+            return f"after {writes} of {len(plan)}: {wrong}"
+        w.restart()
+        w.applier.apply(w.plan(new))
+        if wrong := w.wrong(new, new):
+            return f"finished after {writes} of {len(plan)}: {wrong}"
+        w.restart()
+        left = [x for x in w.plan(new)]
+        return f"a finished plan leaves {left}" if left else None
+
+
+def safe_throughout(seeds: Iterable[int], turn: bool = False) -> str | None:
+    """The first prefix that is not safe."""
+    for seed in seeds:
+        rnd = random.Random(seed)
+        old, new = services(rnd), services(rnd)
+        with world() as w:
+            w.applier.apply(w.plan(old))
+            length = len(w.plan(new))
+        for writes in range(length + 1):
+            try:
+                wrong = stop_at(old, new, writes, turn)
+            except (KeyError, IndexError):
+                if not turn:
+                    raise
+                wrong = "a write before what it refers to"
+            if wrong:
+                return f"seed {seed}: {wrong}"
+    return None
+
+
+def test_every_prefix_is_safe() -> None:
+    assert safe_throughout(range(8)) is None
+
+
+def test_that_check_can_fail() -> None:
+    assert safe_throughout(range(8), turn=True) is not None
