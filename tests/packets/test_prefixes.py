@@ -134,7 +134,7 @@ def stop_at(old: dict[str, Target], new: dict[str, Target], writes: int, turn: b
         if wrong := w.wrong(new, new):
             return f"finished after {writes} of {len(plan)}: {wrong}"
         w.restart()
-        left = [x for x in w.plan(new)]
+        left = list(w.plan(new))
         return f"a finished plan leaves {left}" if left else None
 
 
