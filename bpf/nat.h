@@ -10,7 +10,9 @@
 #ifndef SHUNT_NAT_H
 #define SHUNT_NAT_H
 
+#include "rewrite.h"
 #include "send.h"
+#include "siphash.h"
 
 #define NAT_ATTEMPTS 32
 #define EEXIST	     17
@@ -19,54 +21,6 @@ struct translation {
 	struct flow_key to __attribute__((aligned(8))); /* the tuple as it leaves */
 	__u32 backend;
 };
-
-#define ROTL(x, b) ((x) << (b) | (x) >> (64 - (b)))
-
-struct sip {
-	__u64 v0, v1, v2, v3;
-};
-
-static __always_inline void sip_round(struct sip *s)
-{
-	s->v0 += s->v1;
-	s->v1 = ROTL(s->v1, 13) ^ s->v0;
-	s->v0 = ROTL(s->v0, 32);
-	s->v2 += s->v3;
-	s->v3 = ROTL(s->v3, 16) ^ s->v2;
-	s->v0 += s->v3;
-	s->v3 = ROTL(s->v3, 21) ^ s->v0;
-	s->v2 += s->v1;
-	s->v1 = ROTL(s->v1, 17) ^ s->v2;
-	s->v2 = ROTL(s->v2, 32);
-}
-
-/* SipHash-1-3 (Aumasson and Bernstein, 2012) of the tuple and the attempt: an outsider who
- * sees some ports cannot tell the next one. */
-static __noinline __u64 port_hash(const struct flow_key *key, __u64 attempt)
-{
-	const __u64 *words = (const __u64 *)key;
-	struct sip s = {
-		config.nat_key[0] ^ 0x736f6d6570736575ULL,
-		config.nat_key[1] ^ 0x646f72616e646f6dULL,
-		config.nat_key[0] ^ 0x6c7967656e657261ULL,
-		config.nat_key[1] ^ 0x7465646279746573ULL,
-	};
-	__u64 last = (__u64)sizeof(*key) << 56 | attempt;
-
-	for (int i = 0; i < (int)(sizeof(*key) / 8); i++) {
-		s.v3 ^= words[i];
-		sip_round(&s);
-		s.v0 ^= words[i];
-	}
-	s.v3 ^= last;
-	sip_round(&s);
-	s.v0 ^= last;
-	s.v2 ^= 0xff;
-	sip_round(&s);
-	sip_round(&s);
-	sip_round(&s);
-	return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
-}
 
 static __always_inline void reverse(const struct flow_key *key, struct flow_key *out)
 {
@@ -99,6 +53,13 @@ static __always_inline bool same_hop(const struct last_hop *a, const struct last
 	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
 
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+static __always_inline bool is_zero(const __u8 *addr)
+{
+	const __u64 *half = (const __u64 *)addr;
+
+	return !(half[0] | half[1]);
 }
 
 /* Claims a port towards the backend; returns whether one was had, else `*why`. */
@@ -157,7 +118,7 @@ static __noinline bool nat_create(struct xdp_md *ctx, const struct packet *pkt,
 	long err;
 
 	*why = REASON_DROP_NAT_NO_SOURCE;
-	if (!b || !nh || !s || !ipv4_of(nh->saddr))
+	if (!b || !nh || !s || is_zero(nh->saddr))
 		return false;
 	t->backend = p->cur;
 	__builtin_memcpy(t->to.saddr, nh->saddr, 16);
@@ -260,59 +221,6 @@ static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct
 	if (learn_hop(ctx, &hop) && !same_hop(&hop, &fwd->from))
 		move_last_hop(&t->to, fwd, &hop);
 	return RECALLED;
-}
-
-/* From the tuple in the packet to another, TTL and checksums included. */
-static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt,
-				    const struct flow_key *to)
-{
-	__u64 addresses = csum_add(csum_sub(0, &pkt->key, 8), to, 8);
-	__u64 all = addresses + (__u16)~pkt->key.sport + (__u16)~pkt->key.dport + to->sport +
-		    to->dport;
-	__u16 *check;
-
-	if (pkt->ipv6) {
-		struct ipv6hdr *ip = at(ctx, ETH_HLEN);
-
-		if ((void *)(ip + 1) > end(ctx))
-			return false;
-		__builtin_memcpy(&ip->saddr, to->saddr, 16);
-		__builtin_memcpy(&ip->daddr, to->daddr, 16);
-	} else {
-		struct iphdr *ip = at(ctx, ETH_HLEN);
-
-		if ((void *)(ip + 1) > end(ctx))
-			return false;
-		ip->saddr = ipv4_of(to->saddr);
-		ip->daddr = ipv4_of(to->daddr);
-		/* The mapped prefixes cancel out. */
-		ip->check = csum_fold((__u64)(__u16)~ip->check + addresses);
-	}
-	if (pkt->l4 > MAX_L4_OFFSET)
-		return false;
-	if (pkt->key.proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = at(ctx, pkt->l4);
-
-		if ((void *)(tcp + 1) > end(ctx))
-			return false;
-		tcp->source = to->sport;
-		tcp->dest = to->dport;
-		check = &tcp->check;
-	} else {
-		struct udphdr *udp = at(ctx, pkt->l4);
-
-		if ((void *)(udp + 1) > end(ctx))
-			return false;
-		udp->source = to->sport;
-		udp->dest = to->dport;
-		if (!udp->check && !pkt->ipv6)
-			return true; /* the sender computed none (RFC 768) */
-		check = &udp->check;
-	}
-	*check = csum_fold((__u64)(__u16)~*check + all);
-	if (!*check && pkt->key.proto == IPPROTO_UDP)
-		*check = 0xffff;
-	return true;
 }
 
 static __always_inline struct verdict nat_send(struct xdp_md *ctx, const struct packet *pkt,

@@ -209,18 +209,22 @@ class Balancer:
         *,
         slots: int = 64,
         idle_s: float = 8000,
-        **backend: Any,
+        backend_port: int = 0,
+        nexthop: int = -1,
     ) -> Service:
         """A frontend and its backends, all slots settled, the backends in turn.
 
-        Shape: `slots` is a power of two; `backend` are add_backend's options, for each.
+        Shape: `slots` is a power of two.
         """
         service = Service(self, self._take("svc"), self._take("slots", slots), slots)
         row = self.map("svc").mapped()[service.id]
         row["region"] = service.first << 8 | slots.bit_length() - 1
         row["idle_ns"], row["proto"] = int(idle_s * S), proto
         row["mode"] = Mode[mode.upper().replace("-", "_")]
-        service.backends = [self.add_backend(service.id, a, **backend) for a in backends]
+        service.backends = [
+            self.add_backend(service.id, address, port=backend_port, nexthop=nexthop)
+            for address in backends
+        ]
         service.set_slots(service.backends or 0)
         self.add_frontend(service, vip, port, proto)
         if mode == "nat":

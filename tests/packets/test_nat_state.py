@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mode nat: ports, full tables, and what a flow's entries say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scapy.packet import Packet
+
+from shunt.kern.libbpf import XDP_DROP, XDP_PASS
+from tests.packets.balancer import TCP, UDP, Balancer, Event, Flag, Flow, Reason, Service
+from tests.packets.frames import either, network, tcp, transport, udp
+from tests.packets.test_nat import BACKENDS, ENDS, answer_to, forwarded, returned, versions
+
+FIN_CLIENT, FIN_BACKEND, RST = 1, 2, 4
+MakeLb = Callable[..., Balancer]
+
+
+def nat(lb: Balancer, version: int = 4, proto: int = TCP) -> Service:
+    """A service of two backends, all its slots the first one's."""
+    vip = ENDS[version][1]
+    service = lb.add_service(vip, proto=proto, mode="nat", backends=BACKENDS[version])
+    service.set_slots(service.backends[0])
+    return service
+
+
+def port_of(lb: Balancer, packet: Packet) -> int:
+    return int(transport(forwarded(lb.run(packet))).sport)
+
+
+# Ports ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("first", "count"), [(10000, 20000), (65000, 536), (1024, 7)])
+def test_ports_are_in_the_range(first: int, count: int, make_lb: MakeLb) -> None:
+    lb = make_lb(nat_port_min=first, nat_port_count=count)
+    service = nat(lb)
+    ports = set()
+    for sport in range(2000, 2100):
+        service.set_slots(lb.add_backend(service.id, f"10.0.1.{sport - 1999}"))
+        ports.add(port_of(lb, tcp(*ENDS[4], sport=sport)))
+    assert ports <= set(range(first, first + count))
+    assert len(ports) > min(count, 100) * 0.8
+
+
+@versions
+def test_ports_cannot_be_told_without_the_key(version: int, make_lb: MakeLb) -> None:
+    def ports(*key: int) -> list[int]:
+        lb = make_lb(nat_key=key)
+        nat(lb, version)
+        return [port_of(lb, tcp(*ENDS[version], sport=s)) for s in range(3000, 3100)]
+
+    one, again, other, third = ports(1, 2), ports(1, 2), ports(1, 3), ports(0, 2)
+    assert one == again
+    for different in (other, third):
+        assert sum(a == b for a, b in zip(one, different, strict=True)) <= 2
+    # Neighbours' ports tell nothing: no step between them is common.
+    steps = [(b - a) % 20000 for a, b in zip(one, one[1:], strict=False)]
+    assert len(set(steps)) > 90
+
+
+@versions
+def test_a_taken_port_is_probed_past_until_none_is_left(version: int, make_lb: MakeLb) -> None:
+    lb = make_lb(nat_port_count=4)
+    service = nat(lb, version)
+    outs = [lb.run(tcp(*ENDS[version], sport=s)) for s in range(1, 5)]
+    assert {transport(forwarded(out)).sport for out in outs} == set(range(10000, 10004))
+    assert sum(out.events.get(Event.NAT_COLLISION, 0) for out in outs) > 0
+    out = lb.run(tcp(*ENDS[version], sport=5))
+    assert out.said == (XDP_DROP, {Reason.DROP_NAT_NO_PORT: 1})
+    assert out.events == {Event.NAT_COLLISION: 32}
+    assert len(lb.entries("nat_fwd")) == len(lb.entries("nat_rev")) == 4
+    # Towards another backend the same ports are free.
+    service.set_slots(service.backends[1])
+    assert port_of(lb, tcp(*ENDS[version], sport=5)) in range(10000, 10004)
+
+
+# Full tables ------------------------------------------------------------------------------------
+
+
+@versions
+@pytest.mark.parametrize("full", ["nat_fwd", "nat_rev"])
+def test_a_full_table_refuses_new_flows_and_keeps_the_old(
+    full: str, version: int, make_lb: MakeLb
+) -> None:
+    lb = make_lb({full: 1})
+    nat(lb, version)
+    port = port_of(lb, tcp(*ENDS[version], sport=1))
+    for _ in range(3):
+        out = lb.run(tcp(*ENDS[version], sport=2))
+        assert out.said == (XDP_DROP, {Reason.DROP_NAT_TABLE_FULL: 1})
+    assert len(lb.entries("nat_fwd")) == len(lb.entries("nat_rev")) == 1, "a claim was kept"
+    assert port_of(lb, tcp(*ENDS[version], "A", sport=1)) == port
+
+
+@versions
+def test_who_loses_the_race_uses_the_winners_port(version: int, lb: Balancer) -> None:
+    nat(lb, version)
+    port = port_of(lb, tcp(*ENDS[version]))
+    ((key, value),) = lb.entries("nat_fwd")
+    value["word"] ^= np.uint64(1 << 63)  # so it is not found, and then in the way
+    value["sport"] = port + 1
+    lb.map("nat_fwd").update(key, value)
+    out = lb.run(tcp(*ENDS[version]))
+    assert out.events.get(Event.NAT_ADOPTED) == 1
+    assert Event.NAT_CREATED not in out.events
+    assert transport(forwarded(out)).sport == port + 1
+    assert len(lb.entries("nat_rev")) == 1, "the loser's claim was kept"
+
+
+# What the entries say ---------------------------------------------------------------------------
+
+
+def state(lb: Balancer) -> tuple[int, int, int]:
+    """(state, what the client closed, what the backend closed) of the one flow there is."""
+    ((_, fwd),) = lb.entries("nat_fwd")
+    ((_, rev),) = lb.entries("nat_rev")
+    return int(fwd["state"]), int(fwd["closed"]), int(rev["closed"])
+
+
+@versions
+def test_a_connection_from_open_to_closed(version: int, lb: Balancer) -> None:
+    nat(lb, version)
+    sent = forwarded(lb.run(tcp(*ENDS[version], "S")))
+    assert state(lb) == (Flow.OPENING, 0, 0)
+    returned(lb.run(answer_to(sent, flags="SA")))
+    assert state(lb) == (Flow.OPENING, 0, 0)
+    lb.run(tcp(*ENDS[version], "A"))
+    assert state(lb) == (Flow.CONFIRMED, 0, 0)
+    lb.run(tcp(*ENDS[version], "FA"))
+    assert state(lb) == (Flow.CLOSING, FIN_CLIENT, 0)
+    returned(lb.run(answer_to(sent, flags="FA")))
+    assert state(lb) == (Flow.CLOSING, FIN_CLIENT, FIN_BACKEND)
+    assert forwarded(lb.run(tcp(*ENDS[version], "A"))).sport == sent.sport
+
+
+@versions
+def test_a_reset_closes(version: int, lb: Balancer) -> None:
+    nat(lb, version)
+    sent = forwarded(lb.run(tcp(*ENDS[version])))
+    returned(lb.run(answer_to(sent, flags="RA")))
+    assert state(lb)[1:] == (0, RST)
+    forwarded(lb.run(tcp(*ENDS[version], "R")))
+    assert state(lb) == (Flow.CLOSING, RST, RST)
+
+
+@versions
+def test_the_tuple_of_an_ended_flow_opens_a_new_one(version: int, lb: Balancer) -> None:
+    service = nat(lb, version)
+    lb.run(tcp(*ENDS[version]))
+    lb.run(tcp(*ENDS[version], "FA"))
+    service.set_slots(service.backends[1])
+    out = lb.run(tcp(*ENDS[version]))
+    assert network(forwarded(out)).dst == BACKENDS[version][1]
+    assert out.events == {Event.NAT_CREATED: 1}
+    assert state(lb) == (Flow.OPENING, 0, 0)
+
+
+@versions
+def test_a_repeated_syn_is_no_new_flow(version: int, lb: Balancer) -> None:
+    nat(lb, version)
+    port = port_of(lb, tcp(*ENDS[version]))
+    out = lb.run(tcp(*ENDS[version]))
+    assert out.events == {}
+    assert transport(forwarded(out)).sport == port
+
+
+def test_a_failing_backend_keeps_connections_and_loses_what_can_begin_anew(lb: Balancer) -> None:
+    services = {proto: nat(lb, proto=proto) for proto in (TCP, UDP)}
+    for proto, service in services.items():
+        lb.run(either(proto, *ENDS[4]))
+        lb.set_flags(service.backends[0], Flag.KNOWN)
+        service.set_slots(service.backends[1])
+    assert network(forwarded(lb.run(tcp(*ENDS[4], "A")))).dst == BACKENDS[4][0]
+    assert network(forwarded(lb.run(udp(*ENDS[4])))).dst == BACKENDS[4][1]
+    assert network(forwarded(lb.run(tcp(*ENDS[4])))).dst == BACKENDS[4][1]
+    assert len(lb.entries("nat_fwd")) == len(lb.entries("nat_rev")) == 2
+
+
+def test_a_backend_that_is_gone_ends_its_flows(lb: Balancer) -> None:
+    service = nat(lb)
+    lb.run(tcp(*ENDS[4]))
+    lb.set_flags(service.backends[0], 0)
+    service.set_slots(service.backends[1])
+    assert lb.run(tcp(*ENDS[4], "A")).reasons == {Reason.SENT_RST_NO_FLOW: 1}
+    assert network(forwarded(lb.run(tcp(*ENDS[4])))).dst == BACKENDS[4][1]
+    assert len(lb.entries("nat_rev")) == 1
+
+
+def test_a_draining_backend_keeps_its_flows(lb: Balancer) -> None:
+    service = nat(lb)
+    lb.run(tcp(*ENDS[4]))
+    lb.set_flags(service.backends[0], Flag.KNOWN | Flag.UP | Flag.DRAINED | Flag.REMOVED)
+    service.set_slots(service.backends[1])
+    assert network(forwarded(lb.run(tcp(*ENDS[4], "A")))).dst == BACKENDS[4][0]
+
+
+def test_entries_are_touched_at_most_once_a_second(lb: Balancer) -> None:
+    nat(lb)
+    sent = forwarded(lb.run(tcp(*ENDS[4])))
+    born = int(lb.clock)
+
+    def seen() -> tuple[int, int]:
+        return tuple(int(lb.entries(m)[0][1]["seen_ns"]) for m in ("nat_fwd", "nat_rev"))  # type: ignore[return-value]
+
+    lb.advance(1)
+    lb.run(tcp(*ENDS[4], "A"))
+    lb.run(answer_to(sent))
+    assert seen() == (born, born)
+    lb.advance(0.5)
+    lb.run(tcp(*ENDS[4], "A"))
+    assert seen() == (int(lb.clock), born)
+    lb.run(answer_to(sent))
+    assert seen() == (int(lb.clock), int(lb.clock))
+
+
+@versions
+def test_a_reverse_entry_recycled_under_us_translates_nothing(version: int, lb: Balancer) -> None:
+    nat(lb, version)
+    sent = forwarded(lb.run(tcp(*ENDS[version])))
+    ((key, value),) = lb.entries("nat_rev")
+    value["word"] ^= np.uint64(1 << 40)
+    lb.map("nat_rev").update(key, value)
+    out = lb.run(answer_to(sent))
+    assert out.said == (XDP_PASS, {Reason.PASS_NOT_OURS: 1})
