@@ -28,6 +28,7 @@ from shunt.kern.rcu import synchronize
 from shunt.lb.compile import Condition, Endpoint, Target, targets
 from shunt.lb.errors import ShuntError
 from shunt.lb.health import Health, Result, Rules, Turn
+from shunt.lb.lookup import find_backend, find_service
 from shunt.lb.model import Configuration, IPAddress, Mode, Protocol, Service
 from shunt.xdp.attach import Datapath
 
@@ -322,7 +323,8 @@ class Node:
         Raises: ShuntError if there is no such backend, the weight is out of range, or a table is
                 full; nothing has changed then.
         """
-        endpoint = self.find_backend(service, backend)
+        assert self.configuration is not None
+        endpoint = find_backend(self.configuration, service, backend)
         if weight is not None and not 0 <= weight <= WEIGHT_MAX:
             raise ShuntError(
                 f"weight {weight} of backend {backend}",
@@ -343,29 +345,6 @@ class Node:
             raise
         return endpoint
 
-    def find_backend(self, service: str, backend: str) -> Endpoint:
-        """A configured backend by what `backend list` shows of it.
-
-        Raises: ShuntError that names what there is.
-        """
-        assert self.configuration is not None
-        found = next((s for s in self.configuration.services if s.name == service), None)
-        if found is None:
-            names = ", ".join(s.name for s in self.configuration.services) or "none"
-            raise ShuntError(
-                f"no service {service}", f"there are: {names}", "see `shunt service list`"
-            )
-        for candidate in found.backends:
-            endpoint = Endpoint(candidate.address, candidate.port)
-            if str(endpoint) == backend or str(candidate.address) == backend:
-                return endpoint
-        names = ", ".join(str(b) for b in found.backends) or "none"
-        raise ShuntError(
-            f"service {service} has no backend {backend}",
-            f"it has: {names}",
-            f"see `shunt backend list {service}`",
-        )
-
     def flush_flows(self, service: str | None) -> int:
         """Forget remembered flows, of one service or of all; connections on moving slots may break.
 
@@ -376,7 +355,8 @@ class Node:
         if service is not None:
             svcs = [t.placed[n].svc for n in self._targets_of(service) if n in t.placed]
             if not svcs:
-                self.find_backend(service, "")
+                assert self.configuration is not None
+                find_service(self.configuration, service)
         deleted = 0
         for name in ("flows", "nat_fwd", "nat_rev"):
             keys, values = t.maps[name].items()

@@ -10,10 +10,10 @@
 
 /* <linux/icmp.h> brings in libc's socket headers, which have no BPF flavour. */
 struct icmp_error {
-	__u8   type;
-	__u8   code;
+	__u8 type;
+	__u8 code;
 	__be16 checksum;
-	__be32 info;	/* too big: the MTU */
+	__be32 info; /* too big: the MTU */
 };
 
 #define ICMP_UNREACHABLE	3
@@ -81,11 +81,11 @@ static __noinline bool answer_rst(struct xdp_md *ctx, const struct packet *pkt)
 	__u32 want = ETH_HLEN + ip_size + sizeof(struct tcphdr);
 	int grow = (int)want - (int)(ctx->data_end - ctx->data);
 	struct tcphdr *old, reset = {
-		.source = pkt->key.dport,
-		.dest = pkt->key.sport,
-		.doff = sizeof(reset) / 4,
-		.rst = 1,
-	};
+				    .source = pkt->key.dport,
+				    .dest = pkt->key.sport,
+				    .doff = sizeof(reset) / 4,
+				    .rst = 1,
+			    };
 	__u64 sum;
 
 	if (pkt->l4 > MAX_L4_OFFSET)

@@ -20,7 +20,7 @@
 /* How far above its SYN's sequence number a flow's first packets may be. */
 #define ISN_WINDOW (1 << 20)
 
-struct place {			/* where a packet falls in the tables */
+struct place { /* where a packet falls in the tables */
 	__u32 svc;
 	__u32 slot;
 	__u32 cur;

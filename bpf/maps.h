@@ -5,23 +5,23 @@
 
 #include "count.h"
 
-#define ARRAY_MAP(NAME, VALUE, ENTRIES, FLAGS)		\
-	struct {					\
-		__uint(type, BPF_MAP_TYPE_ARRAY);	\
-		__uint(max_entries, ENTRIES);		\
-		__uint(map_flags, FLAGS);		\
-		__type(key, __u32);			\
-		__type(value, VALUE);			\
+#define ARRAY_MAP(NAME, VALUE, ENTRIES, FLAGS)    \
+	struct {                                  \
+		__uint(type, BPF_MAP_TYPE_ARRAY); \
+		__uint(max_entries, ENTRIES);     \
+		__uint(map_flags, FLAGS);         \
+		__type(key, __u32);               \
+		__type(value, VALUE);             \
 	} NAME SEC(".maps")
 
 /* Not preallocated: memory follows use. Not LRU: nothing evicts a live flow. */
-#define HASH_MAP(NAME, KEY, VALUE, ENTRIES)		\
-	struct {					\
-		__uint(type, BPF_MAP_TYPE_HASH);	\
-		__uint(max_entries, ENTRIES);		\
-		__uint(map_flags, BPF_F_NO_PREALLOC);	\
-		__type(key, KEY);			\
-		__type(value, VALUE);			\
+#define HASH_MAP(NAME, KEY, VALUE, ENTRIES)           \
+	struct {                                      \
+		__uint(type, BPF_MAP_TYPE_HASH);      \
+		__uint(max_entries, ENTRIES);         \
+		__uint(map_flags, BPF_F_NO_PREALLOC); \
+		__type(key, KEY);                     \
+		__type(value, VALUE);                 \
 	} NAME SEC(".maps")
 
 ARRAY_MAP(meta, struct meta_val, 1, BPF_F_MMAPABLE);

@@ -10,6 +10,7 @@
 #ifndef SHUNT_NAT_H
 #define SHUNT_NAT_H
 
+#include "last_hop.h"
 #include "rewrite.h"
 #include "send.h"
 #include "siphash.h"
@@ -31,35 +32,6 @@ static __always_inline void reverse(const struct flow_key *key, struct flow_key 
 	out->proto = key->proto;
 	out->scope = key->scope;
 	__builtin_memset(out->pad, 0, sizeof(out->pad));
-}
-
-static __always_inline bool learn_hop(struct xdp_md *ctx, struct last_hop *hop)
-{
-	struct ethhdr *eth = at(ctx, 0);
-
-	if ((void *)(eth + 1) > end(ctx))
-		return false;
-	__builtin_memcpy(hop->peer, eth->h_source, ETH_ALEN);
-	__builtin_memcpy(hop->own, eth->h_dest, ETH_ALEN);
-	hop->pad0 = 0;
-	hop->pad1 = 0;
-	hop->pad2 = 0;
-	hop->ifindex = ctx->ingress_ifindex;
-	return true;
-}
-
-static __always_inline bool same_hop(const struct last_hop *a, const struct last_hop *b)
-{
-	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
-
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
-}
-
-static __always_inline bool is_zero(const __u8 *addr)
-{
-	const __u64 *half = (const __u64 *)addr;
-
-	return !(half[0] | half[1]);
 }
 
 /* Claims a port towards the backend; returns whether one was had, else `*why`. */
@@ -275,8 +247,7 @@ static __noinline void nat_forward(struct xdp_md *ctx, const struct packet *pkt,
 }
 
 /* A packet to one of nat's ports: a reply, or false. */
-static __noinline bool nat_reply(struct xdp_md *ctx, const struct packet *pkt,
-				      struct verdict *v)
+static __noinline bool nat_reply(struct xdp_md *ctx, const struct packet *pkt, struct verdict *v)
 {
 	struct nat_rev_val *rev = bpf_map_lookup_elem(&nat_rev, &pkt->key);
 	struct flow_key to __attribute__((aligned(8))) = {};

@@ -22,13 +22,20 @@
 
 struct packet {
 	struct flow_key key __attribute__((aligned(8)));
-	__u32 hash;	/* of key */
-	__u32 ip_len;	/* bytes from the IP header to the end of its payload */
-	__u32 seq;	/* TCP only, host order */
-	__u16 l4;	/* offset of the transport header in the frame */
-	__u8  tcp_flags;
-	bool  ipv6;
+	__u32 hash;   /* of key */
+	__u32 ip_len; /* bytes from the IP header to the end of its payload */
+	__u32 seq;    /* TCP only, host order */
+	__u16 l4;     /* offset of the transport header in the frame */
+	__u8 tcp_flags;
+	bool ipv6;
 };
+
+static __always_inline bool is_zero(const __u8 *addr)
+{
+	const __u64 *half = (const __u64 *)addr;
+
+	return !(half[0] | half[1]);
+}
 
 /* Half of MurmurHash3's 64-bit finalizer (public domain): three operations a word. */
 static __always_inline __u64 stir(__u64 x)

@@ -11,7 +11,7 @@
 #define IPV4_DF	  0x4000
 
 struct hop {
-	__u8  macs[2 * ETH_ALEN]; /* destination, source: as a frame begins */
+	__u8 macs[2 * ETH_ALEN]; /* destination, source: as a frame begins */
 	__u16 mtu;
 	__u32 ifindex;
 };

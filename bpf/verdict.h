@@ -25,10 +25,10 @@ static __always_inline __u64 now_ns(void)
 }
 
 struct verdict {
-	int   action;
+	int action;
 	__u32 reason;
-	__u32 svc;	/* 0 = none */
-	__u32 backend;	/* 0 = none */
+	__u32 svc;     /* 0 = none */
+	__u32 backend; /* 0 = none */
 };
 
 static __always_inline struct verdict verdict(int action, enum reason reason)

@@ -30,19 +30,9 @@ EVERYONES = {"shunt.lb.errors"}
 KERNEL_FACES = {"bcc", "ctypes", "mmap", "pyroute2"}
 # What lb/ may import: nothing here reads a clock, a file, a socket or a random number.
 PURE = {
-    *(
-        "__future__",
-        "abc",
-        "array",
-        "bisect",
-        "collections",
-        "contextlib",
-        "copy",
-        "dataclasses",
-        "enum",
-    ),
-    *("fractions", "functools", "hashlib", "heapq", "ipaddress", "itertools", "math", "operator"),
-    *("re", "statistics", "struct", "types", "typing", "netaddr", "numpy", "shunt"),
+    *("__future__", "abc", "array", "bisect", "collections", "contextlib", "copy", "dataclasses"),
+    *("enum", "fractions", "functools", "hashlib", "heapq", "ipaddress", "itertools", "math"),
+    *("operator", "re", "statistics", "struct", "types", "typing", "netaddr", "numpy", "shunt"),
 }
 
 APACHE = "# SPDX-License-Identifier: Apache-2.0"
@@ -55,7 +45,9 @@ NO_HEADER = {".md", ".json", ".svg", ".png", ".pcap", ".csv"}
 LIMITS = {".py": 400, ".c": 300, ".h": 300}
 FUNCTION_LIMIT = 60
 # A longer file or function is a question to answer, not a crime. The answers:
-LONGER: Mapping[str, str] = {}
+LONGER: Mapping[str, str] = {
+    "bpf/abi.h": "one fact, one place: every key, value and reason of the data path",
+}
 
 
 def files() -> list[str]:
@@ -235,11 +227,12 @@ def header(name: str) -> str | None:
 def without_licence(name: str, text: str) -> bool:
     lines = text.splitlines()
     first = lines[1:2] if text.startswith("#!") else lines[:1]
-    return header(name) is not None and first != [header(name)]
+    return first != [header(name)]
 
 
 def test_every_file_says_its_licence() -> None:
-    assert [name for name in FILES if without_licence(name, text_of(name))] == []
+    headed = [name for name in FILES if header(name) is not None]
+    assert [name for name in headed if without_licence(name, text_of(name))] == []
 
 
 @pytest.mark.parametrize(

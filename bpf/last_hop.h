@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* How a client's packets came: its replies go back that way. */
+#ifndef SHUNT_LAST_HOP_H
+#define SHUNT_LAST_HOP_H
+
+#include "parse.h"
+
+static __always_inline bool learn_hop(struct xdp_md *ctx, struct last_hop *hop)
+{
+	struct ethhdr *eth = at(ctx, 0);
+
+	if ((void *)(eth + 1) > end(ctx))
+		return false;
+	__builtin_memcpy(hop->peer, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(hop->own, eth->h_dest, ETH_ALEN);
+	hop->pad0 = 0;
+	hop->pad1 = 0;
+	hop->pad2 = 0;
+	hop->ifindex = ctx->ingress_ifindex;
+	return true;
+}
+
+static __always_inline bool same_hop(const struct last_hop *a, const struct last_hop *b)
+{
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+#endif

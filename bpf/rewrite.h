@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A packet's tuple, exchanged for another. */
+#ifndef SHUNT_REWRITE_H
+#define SHUNT_REWRITE_H
+
+#include "checksum.h"
+#include "parse.h"
+
+/* From the tuple in the packet to another, TTL and checksums included. */
+static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt,
+				    const struct flow_key *to)
+{
+	__u64 addresses = csum_add(csum_sub(0, &pkt->key, 8), to, 8);
+	__u64 all =
+		addresses + (__u16)~pkt->key.sport + (__u16)~pkt->key.dport + to->sport + to->dport;
+	__u16 *check;
+
+	if (pkt->ipv6) {
+		struct ipv6hdr *ip = at(ctx, ETH_HLEN);
+
+		if ((void *)(ip + 1) > end(ctx))
+			return false;
+		__builtin_memcpy(&ip->saddr, to->saddr, 16);
+		__builtin_memcpy(&ip->daddr, to->daddr, 16);
+	} else {
+		struct iphdr *ip = at(ctx, ETH_HLEN);
+
+		if ((void *)(ip + 1) > end(ctx))
+			return false;
+		ip->saddr = ipv4_of(to->saddr);
+		ip->daddr = ipv4_of(to->daddr);
+		/* The mapped prefixes cancel out. */
+		ip->check = csum_fold((__u64)(__u16)~ip->check + addresses);
+	}
+	if (pkt->l4 > MAX_L4_OFFSET)
+		return false;
+	if (pkt->key.proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = at(ctx, pkt->l4);
+
+		if ((void *)(tcp + 1) > end(ctx))
+			return false;
+		tcp->source = to->sport;
+		tcp->dest = to->dport;
+		check = &tcp->check;
+	} else {
+		struct udphdr *udp = at(ctx, pkt->l4);
+
+		if ((void *)(udp + 1) > end(ctx))
+			return false;
+		udp->source = to->sport;
+		udp->dest = to->dport;
+		if (!udp->check)
+			return true; /* the sender computed none (RFC 768, RFC 6935) */
+		check = &udp->check;
+	}
+	*check = csum_fold((__u64)(__u16) ~*check + all);
+	if (!*check && pkt->key.proto == IPPROTO_UDP)
+		*check = 0xffff;
+	return true;
+}
+
+#endif

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services and backends by the names people give them."""
+
+from shunt.lb.compile import Endpoint
+from shunt.lb.errors import ShuntError
+from shunt.lb.model import Configuration, Service
+
+
+def find_service(configuration: Configuration, name: str) -> Service:
+    """Raises: ShuntError that names what there is."""
+    for service in configuration.services:
+        if service.name == name:
+            return service
+    names = ", ".join(s.name for s in configuration.services) or "none"
+    raise ShuntError(f"no service {name}", f"there are: {names}", "see `shunt service list`")
+
+
+def find_backend(configuration: Configuration, service: str, backend: str) -> Endpoint:
+    """A configured backend, as `backend list` shows it, or by its address alone.
+
+    Raises: ShuntError that names what there is, or says that the address alone is not enough.
+    """
+    configured = find_service(configuration, service).backends
+    endpoints = [Endpoint(b.address, b.port) for b in configured]
+    exact = [e for e in endpoints if str(e) == backend]
+    found = exact or [e for e in endpoints if str(e.address) == backend]
+    names = ", ".join(str(e) for e in endpoints) or "none"
+    if len(found) > 1:
+        raise ShuntError(
+            f"service {service} has several backends at {backend}",
+            f"it has: {names}",
+            "give the port too",
+        )
+    if not found:
+        raise ShuntError(
+            f"service {service} has no backend {backend}",
+            f"it has: {names}",
+            f"see `shunt backend list {service}`",
+        )
+    return found[0]
