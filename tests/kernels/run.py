@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packet tests on Debian's kernels: `make test-kernels`, `make test-kernels ARGS=6.1`.
+
+On each kernel the tests must pass, nothing but what tests/expected_skips.yaml lists may be
+skipped (tests/conftest.py sees to that in the guest), and what is listed must really be skipped:
+a feature that a kernel turns out to have comes off the list.
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import yaml
+
+from shunt.lb.errors import ShuntError
+from tests.kernels import guest, images
+
+EXPECTED_SKIPS = Path(__file__).resolve().parents[1] / "expected_skips.yaml"
+# Emulated processors are some ten times slower than real ones; this is the limit of one kernel.
+TIMEOUT_S = 1200
+
+PYTEST = (
+    *("python", "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", "--durations=5"),
+    *("--junit-xml=/job/results/junit.xml", "tests/packets"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How the tests went on one kernel."""
+
+    counts: Mapping[str, int]
+    complaints: Sequence[str]
+
+
+def judge(junit: bytes, status: int, lacking: Sequence[str]) -> Verdict:
+    """Read pytest's report and exit status; `lacking` are the features this kernel lacks."""
+    counts: Counter[str] = Counter()
+    skipped: set[str] = set()
+    for case in ET.fromstring(junit).iter("testcase"):
+        kinds = {child.tag: child for child in case}
+        if kinds.keys() & {"failure", "error"}:
+            counts["failed"] += 1
+        elif "skipped" in kinds:
+            counts["skipped"] += 1
+            reason = kinds["skipped"].get("message", "")
+            skipped.add(reason.partition(":")[0].removeprefix("needs "))
+        else:
+            counts["passed"] += 1
+
+    complaints = []
+    if status:
+        complaints.append(f"pytest ended with exit status {status}")
+    if not counts["passed"]:
+        complaints.append("no test passed")
+    complaints += [
+        f"{EXPECTED_SKIPS.name} says that it lacks {feature}, but nothing was skipped for that"
+        for feature in sorted(set(lacking) - skipped)
+    ]
+    return Verdict(counts, complaints)
+
+
+def try_kernel(series: str) -> Verdict:
+    print(f"--- kernel {series}: booting", flush=True)
+    begun = time.monotonic()
+    outcome = guest.run_in_guest(series, PYTEST, timeout_s=TIMEOUT_S)
+    took_s = time.monotonic() - begun
+    if "junit.xml" not in outcome.files:
+        return Verdict({}, [f"pytest left no report; its exit status was {outcome.status}"])
+    expected = yaml.safe_load(EXPECTED_SKIPS.read_text())
+    verdict = judge(outcome.files["junit.xml"], outcome.status, expected[series])
+    print(f"--- kernel {outcome.release}: {_words(verdict.counts)} in {took_s:.0f} s", flush=True)
+    return verdict
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts.get(kind, 0)} {kind}" for kind in ("passed", "failed", "skipped"))
+
+
+def main(series: Sequence[str]) -> int:
+    totals: Counter[str] = Counter()
+    wrong = False
+    for kernel in series or images.SERIES:
+        try:
+            verdict = try_kernel(kernel)
+        except ShuntError as error:
+            verdict = Verdict({"failed": 1}, [str(error)])
+        totals.update(verdict.counts)
+        for complaint in verdict.complaints:
+            wrong = True
+            print(f"--- kernel {kernel}: {complaint}", flush=True)
+    print(f"=== kernels {', '.join(series or images.SERIES)}: {_words(totals)} ===")
+    return 1 if wrong or totals["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
