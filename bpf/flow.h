@@ -142,7 +142,7 @@ static __noinline __u32 track(const struct packet *pkt, const struct place *p)
 	if (id && remember(pkt, p, id, now, flow))
 		return id;
 	if (!id)
-		return old;
+		return 0;
 	/* Its next packet, unremembered, will go to `old` too. */
 	if (!prev_up)
 		note(EVENT_FLOW_UNPROTECTED);

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.packets.balancer import Balancer
+from tests.packets.tracking import Case
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +33,16 @@ def make_lb() -> Iterator[Callable[..., Balancer]]:
 def lb() -> Iterator[Balancer]:
     with Balancer() as balancer:
         yield balancer
+
+
+@pytest.fixture(params=[4, 6])
+def make_case(
+    request: pytest.FixtureRequest, make_lb: Callable[..., Balancer]
+) -> Callable[..., Case]:
+    """make_case(sizes, **config): a service on the move; in both families."""
+    return lambda *args, **config: Case(make_lb(*args, **config), request.param)
+
+
+@pytest.fixture
+def case(make_case: Callable[..., Case]) -> Case:
+    return make_case()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scapy.layers.inet import UDP as UDPHeader
+from scapy.layers import inet
 from scapy.packet import Packet
 
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
@@ -70,9 +70,7 @@ def answer_to(sent: Packet, **fields: Any) -> Packet:
 def test_round_trip(version: int, proto: int, port: int, payload: bytes, lb: Balancer) -> None:
     """Both frames are exact: only addresses, ports, TTL and checksums differ, and the MACs."""
     backend = BACKENDS[version][0]
-    lb.add_service(
-        ENDS[version][1], proto=proto, mode="nat", backends=[backend], backend_port=port
-    )
+    lb.add_service(ENDS[version][1], proto=proto, mode="nat", backends=[backend], backend_port=port)
     out = lb.run(either(proto, *ENDS[version], sport=5555, payload=payload, ttl=33, tos=0x2E))
     sent = forwarded(out)
     assert out.events == {Event.NAT_CREATED: 1}
@@ -113,7 +111,7 @@ def test_a_flow_keeps_its_port_whatever_becomes_of_its_slot(
 
 
 def without_checksum(packet: Packet) -> Packet:
-    packet[UDPHeader].chksum = 0
+    packet[inet.UDP].chksum = 0
     return packet
 
 
