@@ -126,16 +126,9 @@ class Object:
         Raises: ShuntError that lists each difference; the existing map is untouched.
         """
         want, have = self.spec(name), spec_of_fd(fd)
-        found = []
-        if want.type != have.type:
-            found.append(f"type: {_TYPE_NAMES.get(have.type, have.type)} there")
-        for label in ("entries", "flags"):
-            a, b = getattr(want, label), getattr(have, label)
-            if a != b:
-                found.append(f"{label}: {b} there, {a} here")
-        if want.type != libbpf.MAP_RINGBUF:
-            found += [f"key {d}" for d in differences(want.key, have.key)]
-            found += [f"value {d}" for d in differences(want.value, have.value)]
+        found = unlike(want, have)
+        if want.entries != have.entries:
+            found.append(f"entries: {have.entries} there, {want.entries} here")
         if found:
             raise ShuntError(
                 f"the pinned map {where} is not the one this version uses",
@@ -186,6 +179,20 @@ class Object:
             f"{os.strerror(code)}: {said}",
             "see `shunt doctor` for what this kernel lacks",
         )
+
+
+def unlike(want: MapSpec, have: MapSpec) -> list[str]:
+    """What differs between two maps but their sizes, a line each."""
+    found = []
+    if want.type != have.type:
+        types = _TYPE_NAMES.get(have.type, have.type), _TYPE_NAMES.get(want.type, want.type)
+        found.append(f"type: {types[0]} there, {types[1]} here")
+    if want.flags != have.flags:
+        found.append(f"flags: {have.flags:#x} there, {want.flags:#x} here")
+    if want.type != libbpf.MAP_RINGBUF:
+        found += [f"key {d}" for d in differences(want.key, have.key)]
+        found += [f"value {d}" for d in differences(want.value, have.value)]
+    return found
 
 
 # Instructions, source lines, register states and statistics: how the verifier got there.

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from shunt.kern import links
-from shunt.kern.maps import Map
+from shunt.kern.maps import Map, spec_of_fd
 from shunt.kern.netlink import Netlink
-from shunt.kern.objects import Object, open_pin, pin
+from shunt.kern.objects import Object, open_pin, pin, unlike
 from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Limits, Settings
+from shunt.xdp import resize
 
 OBJECT = Path(__file__).parent / "lb.bpf.o"
 PROGRAM = "shunt_lb"
@@ -65,7 +66,7 @@ class Datapath:
     def __init__(self, bpffs: Path, path: Path = OBJECT) -> None:
         self.bpffs, self.path = bpffs, path
         self.modes: dict[str, str] = {}  # interface -> native, generic
-        self._links: dict[str, int] = {}
+        self._outgrown: dict[str, Map] = {}  # maps whose programs run until attach()
         self._obj: Object | None = None
 
     @property
@@ -86,42 +87,57 @@ class Datapath:
     def load(self, settings: Settings) -> None:
         """Load the program on the pinned maps, or on new ones; nothing is attached yet.
 
-        Raises: ShuntError if a pinned map is of another version or size, or the kernel refuses. The
-                programs attached before go on.
+        A map whose size in `settings` is another than it was made with is copied into a new one.
+
+        Raises: ShuntError if a pinned map is of another version, what is in it does not fit its
+                new size, or the kernel refuses. The programs attached before go on.
         """
         pins = self.bpffs / "maps"
         pins.mkdir(parents=True, exist_ok=True)
         obj = Object(self.path)
+        outgrown: dict[str, Map] = {}
         try:
-            obj.set_entries(entries(settings.limits))
+            sizes = entries(settings.limits)
+            obj.set_entries(sizes)
             configure(obj.variable(".rodata", "config"), settings)
             version = int(obj.btf.enum("abi", "ABI_")["VERSION"])
             _check_version(pins, version, settings)
             for name in obj.map_names():
-                self._reuse(obj, name, pins / name)
+                if old := _reuse(obj, name, pins / name, sizes):
+                    outgrown[name] = old
             obj.load()
-            for name in obj.map_names():
-                if not (pins / name).exists():
-                    pin(obj.maps[name].fd, pins / name)
+            for name, old in outgrown.items():
+                resize.carry(old, obj.maps[name])
+            self._pin(obj, bool(outgrown))
         except BaseException:
             obj.close()
+            _close_all(outgrown)
             raise
         meta = obj.maps["meta"].mapped()
         meta["hash_seed"], meta["abi"] = settings.hash_seed, version
-        old, self._obj = self._obj, obj
-        if old is not None:
-            old.close()
+        self.close()
+        self._obj, self._outgrown = obj, outgrown
 
-    @staticmethod
-    def _reuse(obj: Object, name: str, path: Path) -> None:
-        try:
-            fd = open_pin(path)
-        except FileNotFoundError:
+    def _pin(self, obj: Object, anew: bool) -> None:
+        """Pin what is not; all of them aside, if some replace what is pinned."""
+        pins = self.bpffs / ("maps-new" if anew else "maps")
+        if anew and pins.is_dir():
+            _remove_pins(pins)  # of an attempt that was cut off
+        pins.mkdir(exist_ok=True)
+        for name in obj.map_names():
+            if not (pins / name).exists():
+                pin(obj.maps[name].fd, pins / name)
+
+    def _replace_outgrown(self) -> None:
+        """The new program runs everywhere: take over what the old one learnt until now."""
+        if not self._outgrown:
             return
-        try:
-            obj.reuse(name, fd, str(path))
-        finally:
-            os.close(fd)
+        for name in resize.LEARNING:
+            if name in self._outgrown:
+                resize.carry_rest(self._outgrown[name], self.maps[name])
+        _remove_pins(self.bpffs / "maps")
+        (self.bpffs / "maps-new").rename(self.bpffs / "maps")
+        _close_all(self._outgrown)
 
     def attach(self, interfaces: Iterable[str], mode: str) -> None:
         """Attach to these interfaces and to no others; swap the program where it is attached.
@@ -136,13 +152,15 @@ class Datapath:
         fd = self._loaded.programs[PROGRAM].fd
         for name, link in found.items():
             self._attach_one(name, link.ifindex, fd, mode)
+        kept = {pin_name(name) for name in found}
         for path in pins.iterdir():
-            if path.name not in found:
+            if path.name not in kept:
                 detach_pin(path)
-                self.modes.pop(path.name, None)
+        self.modes = {name: self.modes[name] for name in wanted}
+        self._replace_outgrown()
 
     def _attach_one(self, name: str, ifindex: int, prog_fd: int, mode: str) -> None:
-        path = self.bpffs / "links" / name
+        path = self.bpffs / "links" / pin_name(name)
         if path.exists():
             fd = open_pin(path)
             try:
@@ -164,6 +182,38 @@ class Datapath:
         if self._obj is not None:
             self._obj.close()
             self._obj = None
+        _close_all(self._outgrown)
+
+
+def _reuse(obj: Object, name: str, path: Path, sizes: dict[str, int]) -> Map | None:
+    """Use the pinned map if there is one; if only its size differs, return it instead.
+
+    Raises: ShuntError if anything else differs.
+    """
+    try:
+        fd = open_pin(path)
+    except FileNotFoundError:
+        return None
+    have, want = spec_of_fd(fd), obj.spec(name)
+    if name in sizes and have.entries != want.entries and not unlike(want, have):
+        return Map(fd, have)
+    try:
+        obj.reuse(name, fd, str(path))
+    finally:
+        os.close(fd)
+    return None
+
+
+def _close_all(maps: dict[str, Map]) -> None:
+    for m in maps.values():
+        m.close()
+    maps.clear()
+
+
+def _remove_pins(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
 
 
 def _check_version(pins: Path, version: int, settings: Settings) -> None:
@@ -193,6 +243,11 @@ def _check_version(pins: Path, version: int, settings: Settings) -> None:
         )
 
 
+def pin_name(interface: str) -> str:
+    """An interface's name as a name in bpffs, which has no dots."""
+    return interface.replace("%", "%25").replace(".", "%2E")
+
+
 def detach_pin(path: Path) -> None:
     """Detach a pinned link and remove the pin."""
     try:
@@ -209,7 +264,8 @@ def detach_pin(path: Path) -> None:
 def cleanup(bpffs: Path) -> list[str]:
     """Detach all that is pinned there and remove the pins; says what it removed."""
     removed = []
-    for folder, remove in (("links", detach_pin), ("maps", Path.unlink)):
+    folders = (("links", detach_pin), ("maps", Path.unlink), ("maps-new", Path.unlink))
+    for folder, remove in folders:
         directory = bpffs / folder
         if directory.is_dir():
             for path in sorted(directory.iterdir()):
