@@ -183,6 +183,10 @@ class NextHops:
         """The next hop of each wanted address, or why it has none."""
         return dict(self._current)
 
+    def get(self, address: IPAddress) -> NextHop | ShuntError | None:
+        """The same for one address; None if it is not wanted."""
+        return self._current.get(address)
+
     def problems(self) -> dict[IPAddress, ShuntError]:
         """What is wrong with whom: no way, or a neighbour that does not answer."""
         found: dict[IPAddress, ShuntError] = {}

@@ -62,6 +62,9 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     try:
         here = Namespace.create(f"shunt-dr-{os.getpid()}-here")
         try:
+            for namespace in (client, here):
+                # The link-local address, from which neighbours are asked for, at once.
+                namespace.sysctl({"ipv6.conf.default.accept_dad": 0})
             veth(client, "eth0", here, "eth0", 1500)
             for namespace, last in ((client, 1), (here, 2)):
                 namespace.ip(
@@ -70,6 +73,8 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
                 )
             client.sysctl({f"ipv{v}.neigh.eth0.retrans_time_ms": 300 for v in (4, 6)})
             client.ip("addr add 192.0.2.2/32 dev lo", "addr add 2001:db8:1::2/128 dev lo nodad")
+            # IPv6 begins once the kernel has noticed that the link is up, within a second or so.
+            client.run("ping", "-c", "1", "-w", "10", "-i", "0.2", "fd09::2")
             yield Hosts(client, here, tmp_path)
         finally:
             here.delete()

@@ -37,6 +37,9 @@ def pair() -> Iterator[tuple[Namespace, Namespace]]:
     try:
         there = Namespace.create(f"shunt-nh-{os.getpid()}-there")
         try:
+            for namespace in (here, there):
+                # The link-local address, from which neighbours are asked for, at once.
+                namespace.sysctl({"ipv6.conf.default.accept_dad": 0})
             veth(here, "eth0", there, "eth0", 1500)
             here.ip(
                 "addr add 10.9.0.1/24 dev eth0",
