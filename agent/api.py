@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local API: HTTP and JSON over a Unix socket. docs/cli.md lists the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from shunt.agent import flow_views, service_views, views
+from shunt.agent.node import WEIGHT_MAX, Node
+from shunt.agent.samples import Samples, Subscription
+from shunt.agent.service_views import Json
+from shunt.agent.unix_socket import listen
+from shunt.lb.errors import ShuntError
+from shunt.lb.lookup import find_backend, find_service
+from shunt.lb.model import Configuration, Service
+
+LIMIT, LIMIT_MAX = 1000, 100_000
+BODY_MAX = 1 << 16
+# A watcher that is connected may keep the daemon from ending for so long.
+SHUTDOWN_S = 1.0
+Reload = Callable[[], Awaitable[list[str]]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Refused(ShuntError):
+    """A request that is answered with an error status."""
+
+    def __init__(self, status: int, problem: ShuntError, errors: list[Json] | None = None) -> None:
+        super().__init__(problem.what, problem.why, problem.fix)
+        self.status, self.errors = status, errors
+
+
+class Api:
+    """The server, on the running event loop."""
+
+    def __init__(self, node: Node, samples: Samples, request_reload: Reload) -> None:
+        self.node, self.samples, self.request_reload = node, samples, request_reload
+        self._runner: web.AppRunner | None = None
+        self._path: Path | None = None
+
+    async def start(self, path: Path) -> None:
+        """Listen at `path`. A socket that nobody listens on any more is replaced.
+
+        Raises: ShuntError if somebody does, or if the path cannot be used.
+        """
+        app = web.Application(middlewares=[answer_errors], client_max_size=BODY_MAX)
+        app.add_routes(self._routes())
+        listening = listen(path)
+        runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
+        )
+        try:
+            await runner.setup()
+            await web.SockSite(runner, listening).start()
+        except BaseException:
+            listening.close()
+            raise
+        self._runner, self._path = runner, path
+
+    async def close(self) -> None:
+        """Stop listening; open requests are answered, watchers' streams end."""
+        self.samples.end_subscriptions()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def _routes(self) -> list[web.RouteDef]:
+        backend = "/v1/services/{service}/backends/{backend}"
+        return [
+            web.get("/v1/status", self._status),
+            web.get("/v1/errors", self._errors),
+            web.get("/v1/services", self._services),
+            web.get("/v1/services/{service}", self._service),
+            web.get("/v1/backends", self._backends),
+            web.post(f"{backend}/drain", self._drain),
+            web.post(f"{backend}/undrain", self._undrain),
+            web.put(f"{backend}/weight", self._weight),
+            web.get("/v1/flows", self._flows),
+            web.post("/v1/flows/flush", self._flush),
+            web.get("/v1/nat", self._nat),
+            web.get("/v1/monitor", self._monitor),
+            web.post("/v1/reload", self._reload),
+            web.post("/v1/programs/swap", self._swap),
+        ]
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return answer(views.status(self.node))
+
+    async def _errors(self, _request: web.Request) -> web.Response:
+        return answer({"errors": [views.error_of_text(text) for text in self.node.errors]})
+
+    async def _services(self, _request: web.Request) -> web.Response:
+        return answer({"services": await service_views.services(self.node)})
+
+    async def _service(self, request: web.Request) -> web.Response:
+        found = self._find(request.match_info["service"])
+        return answer(await service_views.service(self.node, found))
+
+    async def _backends(self, request: web.Request) -> web.Response:
+        name = self._asked(request, "service")
+        of = self._configuration.services if name is None else (self._find(name),)
+        return answer({"backends": await service_views.backends(self.node, of)})
+
+    @property
+    def _configuration(self) -> Configuration:
+        assert self.node.configuration is not None
+        return self.node.configuration
+
+    def _find(self, name: str) -> Service:
+        try:
+            return find_service(self._configuration, name)
+        except ShuntError as e:
+            raise Refused(404, e) from e
+
+    def _asked(self, request: web.Request, key: str) -> str | None:
+        """A parameter of the query; every other than those a route knows is a mistake."""
+        known = {"/v1/backends": {"service"}, "/v1/monitor": {"type"}}
+        allowed = known.get(request.path, {"service", "limit"})
+        for name in request.query:
+            if name not in allowed:
+                raise Refused(
+                    400,
+                    ShuntError(
+                        f"{request.path} has no parameter {name}",
+                        f"it has: {', '.join(sorted(allowed))}",
+                        "correct the request",
+                    ),
+                )
+        return request.query.get(key) or None
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        return await self._wish(request, drained=True)
+
+    async def _undrain(self, request: web.Request) -> web.Response:
+        return await self._wish(request, drained=False)
+
+    async def _weight(self, request: web.Request) -> web.Response:
+        weight = (await body(request)).get("weight")
+        if not isinstance(weight, int) or isinstance(weight, bool):
+            raise Refused(
+                400,
+                ShuntError(
+                    "the request has no weight",
+                    f"`weight` is {weight!r}; it must be a whole number",
+                    f'send {{"weight": N}}, N from 1 to {WEIGHT_MAX}, or 0 for as configured',
+                ),
+            )
+        return await self._wish(request, weight=weight)
+
+    async def _wish(
+        self, request: web.Request, *, drained: bool | None = None, weight: int | None = None
+    ) -> web.Response:
+        found = self._find(request.match_info["service"])
+        wanted = request.match_info["backend"]
+        try:
+            find_backend(self._configuration, found.name, wanted)
+        except ShuntError as e:
+            raise Refused(404, e) from e
+        if weight is not None and not 0 <= weight <= WEIGHT_MAX:
+            status = 422
+        else:
+            status = 409  # a table is full
+        try:
+            endpoint = self.node.wish(found.name, wanted, drained=drained, weight=weight)
+        except ShuntError as e:
+            raise Refused(status, e) from e
+        rows = await service_views.backends(self.node, [found])
+        return answer(next(row for row in rows if row["backend"] == str(endpoint)))
+
+    async def _flows(self, request: web.Request) -> web.Response:
+        return await self._listing(request, flow_views.flows)
+
+    async def _nat(self, request: web.Request) -> web.Response:
+        return await self._listing(request, flow_views.translations)
+
+    async def _listing(
+        self, request: web.Request, listing: Callable[[Node, str | None, int], Awaitable[Json]]
+    ) -> web.Response:
+        name = self._asked(request, "service")
+        if name is not None:
+            self._find(name)
+        text = request.query.get("limit", str(LIMIT))
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
+            raise Refused(
+                400,
+                ShuntError(
+                    f"limit {text} is not possible",
+                    f"a limit is from 1 to {LIMIT_MAX}",
+                    "give one in that range; a service narrows what is listed",
+                ),
+            )
+        return answer(await listing(self.node, name, int(text)))
+
+    async def _flush(self, request: web.Request) -> web.Response:
+        name = (await body(request)).get("service")
+        if name is not None:
+            self._find(str(name))
+        return answer({"deleted": self.node.flush_flows(None if name is None else str(name))})
+
+    async def _monitor(self, request: web.Request) -> web.StreamResponse:
+        kind = self._asked(request, "type") or "drop"
+        if kind != "drop":
+            raise Refused(
+                400,
+                ShuntError(
+                    f"there are no samples of type {kind}",
+                    "only drops are sampled",
+                    "leave the type away, or give drop",
+                ),
+            )
+        subscription = self.samples.subscribe()
+        try:
+            return await self._stream(request, subscription)
+        finally:
+            self.samples.unsubscribe(subscription)
+
+    async def _stream(self, request: web.Request, subscription: Subscription) -> web.StreamResponse:
+        """One JSON object a line; one with `lost` whenever the reader was too slow."""
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        told = 0
+        try:
+            async for record in subscription:
+                line = msgspec.json.encode(flow_views.sample(self.node, record)) + b"\n"
+                if subscription.lost > told:
+                    lost, told = subscription.lost - told, subscription.lost
+                    line = msgspec.json.encode({"lost": lost}) + b"\n" + line
+                await response.write(line)
+            await response.write_eof()
+        except ConnectionError:
+            pass  # the reader has gone
+        return response
+
+    async def _reload(self, _request: web.Request) -> web.Response:
+        errors = [views.error_of_text(text) for text in await self.request_reload()]
+        if errors:
+            raise Refused(
+                422,
+                ShuntError(
+                    f"the configuration is refused: {len(errors)} errors",
+                    f"generation {self.node.generation} is still in force",
+                    "correct them; `shunt config check` lists each with its file and line",
+                ),
+                errors,
+            )
+        return answer({"generation": self.node.generation})
+
+    async def _swap(self, _request: web.Request) -> web.Response:
+        try:
+            self.node.swap_programs()
+        except ShuntError as e:
+            raise Refused(409, e) from e
+        return answer({"interfaces": views.interfaces(self.node)})
+
+
+def answer(value: object, status: int = 200) -> web.Response:
+    """A JSON answer."""
+    return web.Response(
+        body=msgspec.json.encode(value) + b"\n", status=status, content_type="application/json"
+    )
+
+
+async def body(request: web.Request) -> Json:
+    """The request's JSON object; an empty body is an empty one.
+
+    Raises: Refused if it is anything else.
+    """
+    raw = await request.read()
+    try:
+        found = msgspec.json.decode(raw) if raw else {}
+    except msgspec.DecodeError as e:
+        problem = ShuntError("the request's body is not JSON", str(e), "send a JSON object")
+        raise Refused(400, problem) from e
+    if not isinstance(found, dict):
+        problem = ShuntError(
+            "the request's body is no JSON object", f"it is {raw[:40]!r}", "send a JSON object"
+        )
+        raise Refused(400, problem)
+    return found
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error as JSON, in its three parts."""
+    try:
+        return await handler(request)
+    except Refused as e:
+        shown: Json = {"error": views.error(e)}
+        if e.errors is not None:
+            shown["errors"] = e.errors
+        return answer(shown, e.status)
+    except ShuntError as e:
+        return answer({"error": views.error(e)}, 500)
+    except web.HTTPException as e:
+        problem = ShuntError(
+            f"{request.method} {request.path}: {e.reason}",
+            "the API has no such route" if e.status in (404, 405) else "",
+            "see the routes in docs/cli.md",
+        )
+        return answer({"error": views.error(problem)}, e.status)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services and their backends as plain values. Changes nothing.
+
+A service of several protocols is several in the data path; people see it as one, and a backend
+of it as one row with the counters added up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from shunt.agent.nexthops import NextHop
+from shunt.agent.node import Node
+from shunt.agent.tables import Placed, Tables
+from shunt.kern.btf import Btf
+from shunt.kern.maps import Map
+from shunt.lb import slots as slot
+from shunt.lb.compile import Endpoint, target_name
+from shunt.lb.errors import ShuntError
+from shunt.lb.health import State as Checked
+from shunt.lb.model import Backend, IPAddress, Service
+
+Json = dict[str, Any]
+Hops = Mapping[IPAddress, NextHop | ShuntError]
+
+STATES = ("up", "failing", "draining", "removed")
+# Fewer counters than this are looked up one by one; more are read in batches.
+FEW = 200
+# So many services are looked at before others on the event loop get a turn.
+BATCH = 50
+
+
+@dataclass
+class _Seen:
+    """One backend over the protocols of its service."""
+
+    endpoint: Endpoint
+    ids: list[int] = field(default_factory=list)
+    slots: int = 0
+
+
+@lru_cache(maxsize=16)
+def names(btf: Btf, enum: str, prefix: str) -> type[IntEnum]:
+    """The names of an enum of bpf/abi.h."""
+    return btf.enum(enum, prefix)
+
+
+def backend_state(tables: Tables, backend_id: int) -> str:
+    """The one word for a backend's flags: what matters most to its packets."""
+    flags, flag = int(tables.backends["flags"][backend_id]), tables.flag
+    if flags & flag.removed:
+        return "removed"
+    if not flags & flag.up:
+        return "failing"
+    return "draining" if flags & flag.drained else "up"
+
+
+async def services(node: Node) -> list[Json]:
+    """Every service, without its backends."""
+    assert node.configuration is not None
+    shown: list[tuple[Json, list[int]]] = []
+    for n, service in enumerate(node.configuration.services):
+        shown.append((_service(node, service), [p.svc for p in _places(node, service)]))
+        if n % BATCH == BATCH - 1:
+            await asyncio.sleep(0)
+    await _add_counts(node.tables.maps["svc_stats"], shown)
+    return [json for json, _ in shown]
+
+
+async def service(node: Node, found: Service) -> Json:
+    """One service with its backends."""
+    shown = _service(node, found)
+    ids = [place.svc for place in _places(node, found)]
+    await _add_counts(node.tables.maps["svc_stats"], [(shown, ids)])
+    check = found.health
+    shown["health"] = check and {
+        "type": check.kind,
+        "port": check.port,
+        "interval_s": check.interval_s,
+        "timeout_s": check.timeout_s,
+        "rise": check.rise,
+        "fall": check.fall,
+    }
+    shown["idle_s"] = {p: getattr(found, f"{p}_idle_s") for p in shown["protocols"]}
+    shown["backends"] = await backends(node, [found])
+    return shown
+
+
+async def backends(node: Node, of: Iterable[Service]) -> list[Json]:
+    """The backends of these services, those that were removed and still have flows last."""
+    hops = node.nexthops.current()
+    shown: list[tuple[Json, list[int]]] = []
+    for n, found in enumerate(of):
+        for seen, share in _seen(node, found):
+            shown.append((_backend(node, found, seen, share, hops), seen.ids))
+        if n % BATCH == BATCH - 1:
+            await asyncio.sleep(0)
+    await _add_counts(node.tables.maps["backend_stats"], shown)
+    return [json for json, _ in shown]
+
+
+def _places(node: Node, service: Service) -> list[Placed]:
+    names = [target_name(service.name, protocol) for protocol in service.protocols()]
+    return [node.tables.placed[name] for name in names if name in node.tables.placed]
+
+
+def _service(node: Node, service: Service) -> Json:
+    tables, places = node.tables, _places(node, service)
+    counts = {"total": 0, "settled": 0, "moving": 0, "lingering": 0}
+    for place in places:
+        states = slot.state(tables.words[place.slots()])
+        counts["total"] += len(states)
+        for state in slot.State:
+            counts[state.name.lower()] += int(np.count_nonzero(states == state))
+    states_of = Counter(
+        backend_state(tables, seen.ids[0]) for seen, _ in _seen(node, service) if seen.ids
+    )
+    return {
+        "name": service.name,
+        "protocols": [protocol.name.lower() for protocol in service.protocols()],
+        "mode": str(service.mode),
+        "vips": [str(vip) for vip in service.vips],
+        "ports": [str(port) for port in service.ports],
+        "backend_states": {state: states_of[state] for state in STATES},
+        "slots": counts,
+    }
+
+
+def _seen(node: Node, service: Service) -> list[tuple[_Seen, float]]:
+    """Each backend with its share of the slots: the configured in their order, then others."""
+    found = {
+        endpoint: _Seen(endpoint)
+        for endpoint in (Endpoint(b.address, b.port) for b in service.backends)
+    }
+    total = 0
+    for place in _places(node, service):
+        owners, counts = np.unique(slot.cur(node.tables.words[place.slots()]), return_counts=True)
+        owned = dict(zip(owners.tolist(), counts.tolist(), strict=True))
+        total += sum(owned.values())
+        for endpoint, i in place.backends.items():
+            seen = found.setdefault(endpoint, _Seen(endpoint))
+            seen.ids.append(i)
+            seen.slots += owned.get(i, 0)
+    return [(seen, seen.slots / total if total else 0.0) for seen in found.values()]
+
+
+def _backend(node: Node, service: Service, seen: _Seen, share: float, hops: Hops) -> Json:
+    endpoint, tables = seen.endpoint, node.tables
+    key = service.name, endpoint
+    configured = next(
+        (b.weight for b in service.backends if Endpoint(b.address, b.port) == endpoint), None
+    )
+    state = backend_state(tables, seen.ids[0]) if seen.ids else "failing"
+    flags = int(tables.backends["flags"][seen.ids[0]]) if seen.ids else 0
+    override = int(tables.backends["weight"][seen.ids[0]]) if seen.ids else 0
+    hop = hops.get(endpoint.address)
+    checked = node.health.state(key)
+    return {
+        "service": service.name,
+        "backend": str(Backend(endpoint.address, endpoint.port)),
+        "address": str(endpoint.address),
+        "port": endpoint.port or None,
+        "state": state,
+        "drained": bool(flags & tables.flag.drained),
+        "reason": _reason(node, service, seen, checked) if state == "failing" else "",
+        "weight": override or configured,
+        "configured_weight": configured,
+        "slots": seen.slots,
+        "share": round(share, 6),
+        "nexthop": nexthop(hop),
+        "health": _health(checked),
+    }
+
+
+def _reason(node: Node, service: Service, seen: _Seen, checked: Checked | None) -> str:
+    """Why a backend gets no packets."""
+    obstacle = node.obstacle(target_name(service.name, service.protocols()[0]), seen.endpoint)
+    if obstacle is not None:
+        return f"{obstacle.what}: {obstacle.why}"
+    if checked is not None and checked.last is not None and not checked.last.ok:
+        return checked.last.reason
+    return ""
+
+
+def _health(checked: Checked | None) -> Json | None:
+    """What its checks found; None if it is not checked."""
+    if checked is None:
+        return None
+    last = checked.last
+    return {
+        "up": checked.up,
+        "checks": checked.checks,
+        "failures": checked.failures,
+        "last_ok": last.ok if last else None,
+        "last_reason": last.reason if last else "",
+        "latency_ms": round(last.latency_ms, 3) if last and last.latency_ms is not None else None,
+    }
+
+
+def nexthop(hop: NextHop | ShuntError | None) -> Json | None:
+    """Where a backend's frames go; None where there is no way."""
+    if not isinstance(hop, NextHop):
+        return None
+    return {
+        "device": hop.device,
+        "via": str(hop.via),
+        "gateway": hop.gateway,
+        "mac": hop.dmac.hex(":") if hop.dmac else None,
+        "mtu": hop.mtu,
+    }
+
+
+async def _add_counts(stats: Map, shown: Sequence[tuple[Json, list[int]]]) -> None:
+    """Add packets and bytes, summed over ids and processors."""
+    wanted = sorted({i for _, ids in shown for i in ids})
+    packets: dict[int, int] = {}
+    octets: dict[int, int] = {}
+    if len(wanted) <= FEW:
+        for i in wanted:
+            value = stats.lookup(i)
+            if value is not None:
+                packets[i], octets[i] = int(value["packets"].sum()), int(value["bytes"].sum())
+    else:
+        for keys, values in stats.batches():
+            ids = keys.tolist()
+            packets |= zip(ids, values["packets"].sum(axis=1).tolist(), strict=True)
+            octets |= zip(ids, values["bytes"].sum(axis=1).tolist(), strict=True)
+            if ids[-1] >= wanted[-1]:  # an array's keys come in order
+                break
+            await asyncio.sleep(0)
+    for json, ids in shown:
+        json["packets"] = sum(packets.get(i, 0) for i in ids)
+        json["bytes"] = sum(octets.get(i, 0) for i in ids)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node as plain values: what `shunt status` and the API's readers see. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from shunt.agent.node import Node
+from shunt.agent.service_views import STATES, Json, backend_state, names
+from shunt.kern import links
+from shunt.kern.objects import open_pin
+from shunt.lb import slots as slot
+from shunt.lb.errors import ShuntError
+
+
+def version() -> str:
+    """The installed version; of a source tree that is not installed, only that it is one."""
+    try:
+        return metadata.version("shunt")
+    except metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def error(problem: ShuntError) -> Json:
+    """An error's three parts."""
+    return {"what": problem.what, "why": problem.why, "fix": problem.fix}
+
+
+def error_of_text(text: str) -> Json:
+    """The three parts of an error that was kept as its text."""
+    found = {"what": "", "why": "", "fix": ""}
+    part = "what"
+    for line in text.splitlines():
+        for label in ("why", "fix"):
+            if line.startswith(f"  {label}: "):
+                part, line = label, line.removeprefix(f"  {label}: ")  # noqa: PLW2901
+                break
+        found[part] += ("\n" if found[part] else "") + line
+    return found
+
+
+def status(node: Node) -> Json:
+    """Everything `shunt status` shows."""
+    assert node.configuration is not None
+    attached = interfaces(node)
+    shown = {
+        "version": version(),
+        "generation": node.generation,
+        "uptime_s": round(time.monotonic() - node.counts.started_s, 1),
+        "config_ok": not node.errors,
+        "errors": [error_of_text(text) for text in node.errors],
+        "interfaces": attached,
+        "services": len(node.configuration.services),
+        "backends": _backend_counts(node),
+        "slots": slot_counts(node),
+        **_scanned(node),
+        "reasons": reasons(node),
+        "events": events(node),
+        "apply": {
+            "took_ms": round(node.counts.apply_s * 1000, 1),
+            "writes": node.counts.writes,
+            "reloads": node.counts.reloads,
+            "refused": node.counts.refused,
+        },
+        "checks": _checks(node),
+        "nexthop_problems": nexthop_problems(node),
+        "maps": map_fill(node),
+    }
+    shown["problems"] = _problems(node, attached)
+    return shown
+
+
+def interfaces(node: Node) -> list[Json]:
+    """How the program is attached, as the kernel has it now."""
+    assert node.configuration is not None
+    return [_interface(node, name) for name in node.configuration.settings.interfaces]
+
+
+def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
+    """What makes the node's state wrong as a whole, rather than a backend's."""
+    found = []
+    if node.errors:
+        found.append(
+            f"the newest configuration is refused; generation {node.generation} is in force"
+        )
+    for interface in attached:
+        if not interface["attached"]:
+            found.append(f"interface {interface['name']}: the program is not attached")
+    for name, target in sorted(node.want.items()):
+        if target.members and not any(m.up for m in target.members):
+            found.append(f"service {name}: every backend is failing")
+    return found
+
+
+def _interface(node: Node, name: str) -> Json:
+    shown: Json = {"name": name, "ifindex": 0, "mode": "none", "program_id": 0, "attached": False}
+    try:
+        shown["ifindex"] = socket.if_nametoindex(name)
+        attached = links.query(shown["ifindex"])
+        shown["mode"], shown["program_id"] = attached.mode, attached.prog_id
+        fd = open_pin(node.datapath.bpffs / "links" / name)
+    except OSError:  # the interface has gone, or nothing of ours is on it
+        return shown
+    try:
+        shown["attached"] = links.info(fd) == (shown["ifindex"], attached.prog_id)
+    finally:
+        os.close(fd)
+    return shown
+
+
+def _backend_counts(node: Node) -> Json:
+    """By state; a backend counts once for each service it serves."""
+    states: dict[tuple[str, Any], str] = {}
+    for name, place in node.tables.placed.items():
+        service = name.rpartition("/")[0]
+        for endpoint, i in place.backends.items():
+            states[service, endpoint] = backend_state(node.tables, i)
+    counts = Counter(states.values())
+    return {state: counts[state] for state in STATES}
+
+
+def slot_counts(node: Node) -> Json:
+    """Slots by state; what no service has is not `used`."""
+    tables = node.tables
+    used = len(tables.words) - tables.regions.free_slots()
+    moving = lingering = 0
+    for name in tables.unsettled:
+        states = slot.state(tables.words[tables.placed[name].slots()])
+        moving += int(np.count_nonzero(states == slot.State.MOVING))
+        lingering += int(np.count_nonzero(states == slot.State.LINGERING))
+    return {
+        "total": len(tables.words),
+        "used": used,
+        "moving": moving,
+        "lingering": lingering,
+        "moving_share": round(moving / used, 6) if used else 0.0,
+    }
+
+
+def _scanned(node: Node) -> Json:
+    """What the last round of the scan found; null before the first."""
+    maps, last = node.tables.maps, node.scanner.last
+    return {
+        "flows": {
+            "remembered": last.flows if last else None,
+            "exceptions": last.exceptions if last else None,
+            "limit": maps["flows"].spec.entries,
+        },
+        "nat": {"pairs": last.nat if last else None, "limit": maps["nat_fwd"].spec.entries},
+        "scan": {
+            "ago_s": round((time.monotonic_ns() - last.began_ns) / 1e9, 1) if last else None,
+            "deleted": last.deleted if last else None,
+        },
+    }
+
+
+def reasons(node: Node) -> Json:
+    """Packets and bytes by why they left as they did; only those that there were."""
+    reason = names(node.datapath.btf, "reason", "REASON_")
+    totals = node.tables.maps["reasons"].totals()
+    return {
+        reason(i).name: {"packets": int(totals["packets"][i]), "bytes": int(totals["bytes"][i])}
+        for i in np.flatnonzero(totals["packets"]).tolist()
+    }
+
+
+def events(node: Node) -> Json:
+    """How often what happened on the way; only what did."""
+    event = names(node.datapath.btf, "event", "EVENT_")
+    times = node.tables.maps["events"].totals()["times"]
+    return {event(i).name: int(times[i]) for i in np.flatnonzero(times).tolist()}
+
+
+def _checks(node: Node) -> Json:
+    counts = node.prober.counts
+    return {
+        "made": counts.checks,
+        "failed": counts.failures,
+        "late_ms_mean": round(counts.late_s_mean * 1000, 1),
+        "troubles": dict(counts.troubles),  # checks that this host could not make
+    }
+
+
+def nexthop_problems(node: Node) -> list[Json]:
+    """Backends towards which there is no way, or whose neighbour does not answer."""
+    problems = node.nexthops.problems()
+    return [
+        {"address": str(address), **error(problems[address])}
+        for address in sorted(problems, key=lambda a: (a.version, int(a)))
+    ]
+
+
+def map_fill(node: Node) -> Json:
+    """How full each table is."""
+    tables, last = node.tables, node.scanner.last
+    used = {
+        "services": sum(len(place.frontends) for place in tables.placed.values()),
+        "svc": len(tables.service_ids.used),
+        "slots": len(tables.words) - tables.regions.free_slots(),
+        "backends": len(tables.backend_ids.used),
+        "nexthops": int(np.count_nonzero(tables.nexthops["ifindex"])),
+        "flows": last.flows if last else 0,
+        "nat_fwd": last.nat if last else 0,
+    }
+    return {n: {"used": u, "limit": tables.maps[n].spec.entries} for n, u in used.items()}
