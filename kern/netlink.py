@@ -12,9 +12,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Self
 
 from pyroute2.netlink import rtnl  # type: ignore[import-untyped]
@@ -37,9 +37,10 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 # linux/if.h, linux/if_arp.h, linux/if_addr.h, linux/rtnetlink.h
 IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
 ARPHRD_ETHER = 1
-IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
+IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x08, 0x40
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RTEXT_FILTER_SKIP_STATS = 1 << 3
+RTM_F_FIB_MATCH = 0x2000
 
 # The kernel fills at most 32 KiB of a dump at a time.
 _RECEIVE_BYTES = 1 << 16
@@ -109,6 +110,17 @@ class Route:
     def next_hop(self) -> IPAddress:
         """Whose MAC a frame carries."""
         return self.gateway if self.gateway is not None else self.destination
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEntry:
+    """What names one route in its table, and what a change of it must repeat."""
+
+    prefix: IPv4Network | IPv6Network
+    metric: int
+    table: int
+    protocol: int
+    source: IPAddress | None = None
 
 
 class Netlink:
@@ -192,20 +204,7 @@ class Netlink:
 
         Raises: ShuntError if it is absent or down.
         """
-        links = {link.name: link for link in self.links().values()}
-        if name not in links:
-            raise ShuntError(
-                f"interface {name} does not exist",
-                why=f"this host has {', '.join(sorted(links))}",
-                fix="correct `interfaces` in shunt.yaml, or bring the device in (`ip link`)",
-            )
-        if not links[name].up:
-            raise ShuntError(
-                f"interface {name} is down",
-                why="a program attached there would see no packet",
-                fix=f"ip link set dev {name} up",
-            )
-        return links[name]
+        return pick(self.links().values(), name)
 
     def nsid(self, namespace: int) -> int:
         """This namespace's number for another, by a descriptor; negative if it has none."""
@@ -231,16 +230,7 @@ class Netlink:
 
         Raises: ShuntError if there is none, or one that refuses.
         """
-        message = rtmsg()
-        message["family"] = FAMILIES[address.version]
-        message["dst_len"] = address.max_prefixlen
-        message["attrs"] = [("RTA_DST", str(address))]
-        try:
-            answer = self.request(rtnl.RTM_GETROUTE, message)[0]
-        except OSError as error:
-            if error.errno not in _NO_ROUTE:
-                raise
-            raise _no_route(address, _NO_ROUTE[error.errno]) from error
+        answer = self._route(address, 0)
         if answer["type"] not in (RTN_UNICAST, RTN_LOCAL):
             raise _no_route(address, f"its route is of type {_type_name(answer['type'])}")
         links = links if links is not None else self.links()
@@ -248,6 +238,58 @@ class Netlink:
         if link is None:
             raise _no_route(address, "its device has just gone")
         return _to_route(address, link, answer)
+
+    def entry(self, address: IPAddress) -> RouteEntry | None:
+        """The entry of the routing table that `resolve` follows; None if it has several next hops.
+
+        Raises: ShuntError as `resolve` does.
+        """
+        answer = self._route(address, RTM_F_FIB_MATCH)
+        if answer.get_attr("RTA_OIF") is None:
+            return None
+        anywhere = "0.0.0.0" if address.version == 4 else "::"
+        source = answer.get_attr("RTA_PREFSRC")
+        return RouteEntry(
+            prefix=ip_network(f"{answer.get_attr('RTA_DST') or anywhere}/{answer['dst_len']}"),
+            metric=answer.get_attr("RTA_PRIORITY") or 0,
+            table=answer.get_attr("RTA_TABLE") or answer["table"],
+            protocol=answer["proto"],
+            source=ip_address(source) if source else None,
+        )
+
+    def _route(self, address: IPAddress, flags: int) -> Any:
+        message = rtmsg()
+        message["family"] = FAMILIES[address.version]
+        message["dst_len"] = address.max_prefixlen
+        message["flags"] = flags
+        message["attrs"] = [("RTA_DST", str(address))]
+        try:
+            return self.request(rtnl.RTM_GETROUTE, message)[0]
+        except OSError as error:
+            if error.errno not in _NO_ROUTE:
+                raise
+            raise _no_route(address, _NO_ROUTE[error.errno]) from error
+
+
+def pick(links: Iterable[Link], name: str) -> Link:
+    """The device of this name among `links`, which must be up.
+
+    Raises: ShuntError if it is absent or down.
+    """
+    named = {link.name: link for link in links}
+    if name not in named:
+        raise ShuntError(
+            f"interface {name} does not exist",
+            why=f"this host has {', '.join(sorted(named))}",
+            fix="correct `interfaces` in shunt.yaml, or bring the device in (`ip link`)",
+        )
+    if not named[name].up:
+        raise ShuntError(
+            f"interface {name} is down",
+            why="a program attached there would see no packet",
+            fix=f"ip link set dev {name} up",
+        )
+    return named[name]
 
 
 def to_link(message: Any) -> Link:

@@ -26,7 +26,7 @@ from shunt.kern.events import (
     RouteChanged,
 )
 from shunt.kern.neighbours import NUD_FAILED, NUD_INCOMPLETE, NUD_PERMANENT, NUD_STALE
-from shunt.kern.netlink import Netlink
+from shunt.kern.netlink import Netlink, RouteEntry
 from shunt.lab.netns import Namespace, veth
 from shunt.lb.errors import ShuntError
 
@@ -248,3 +248,19 @@ def test_more_than_fits_is_a_resync(here: Namespace) -> None:
         events.read()
         here.ip("route add 10.50.0.0/16 via 10.9.0.2")
         wait_for(events, lambda e: e == RouteChanged(ip_network("10.50.0.0/16")))
+
+
+def test_the_entry_behind_a_route(netlink: Netlink, here: Namespace) -> None:
+    here.ip(
+        "route add 10.20.0.0/16 via 10.9.0.2 metric 50 src 10.9.0.1 proto 77",
+        "route add default via fd09::2",
+        "route add 10.60.0.0/16 nexthop via 10.9.0.2 dev eth0 nexthop via 10.9.0.3 dev eth0",
+    )
+    assert netlink.entry(ip_address("10.20.1.1")) == RouteEntry(
+        ip_network("10.20.0.0/16"), metric=50, table=254, protocol=77, source=ip_address("10.9.0.1")
+    )
+    entry = netlink.entry(ip_address("fd99::1"))
+    assert entry is not None
+    assert (entry.prefix, entry.metric) == (ip_network("::/0"), 1024)
+    assert netlink.entry(ip_address("10.60.0.1")) is None
+    assert netlink.resolve(IPv4Address("10.60.0.1")).gateway is not None
