@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every measurement here shares: rounds, a processor of its own, spread, machine facts, files.
+
+A number measured once, or one case after the other, says as much about the machine's neighbours
+as about the code. So the cases take turns: each round runs every case once, in an order of its
+own; a disturbance then hits all cases alike, and the median over the rounds forgets it. The
+smallest and the largest are reported beside it, so that a reader sees how quiet the machine was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Case = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One case's samples, a number for each round, in the unit that the case returns."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        """Raises: ValueError if there are none."""
+        if not samples:
+            raise ValueError("a spread needs samples")
+        return cls(statistics.median(samples), min(samples), max(samples), len(samples))
+
+
+def measure(
+    cases: Mapping[str, Case],
+    rounds: int,
+    *,
+    seed: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Spread]:
+    """Run each case once a round, the order drawn anew each round from `seed`.
+
+    A case warms up by itself, as much as it needs. `progress` is told each finished round.
+
+    Raises: whatever a case raises; ValueError if there are no rounds.
+    """
+    chance = random.Random(seed)
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    for done in range(1, rounds + 1):
+        for name in chance.sample(list(cases), len(cases)):
+            samples[name].append(cases[name]())
+        if progress:
+            progress(done)
+    return {name: Spread.of(values) for name, values in samples.items()}
+
+
+@contextmanager
+def pinned(cpu: int | None = None) -> Iterator[int]:
+    """Keep this process on one processor; the last it may use, as the first takes interrupts.
+
+    Raises: OSError if the processor is not there; the affinity is as it was.
+    """
+    allowed = os.sched_getaffinity(0)
+    chosen = max(allowed) if cpu is None else cpu
+    os.sched_setaffinity(0, {chosen})
+    try:
+        yield chosen
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on. A fact this machine does not tell is left out."""
+    cpuinfo = _read("/proc/cpuinfo")
+    memory = _field(_read("/proc/meminfo"), "MemTotal").split()
+    facts = {
+        "kernel": platform.release(),
+        "processor": _field(cpuinfo, "model name"),
+        "processors": os.cpu_count(),
+        "mhz": _field(cpuinfo, "cpu MHz"),
+        "virtual": "hypervisor" in _field(cpuinfo, "flags").split(),
+        "caches": _caches(Path("/sys/devices/system/cpu/cpu0/cache")),
+        "memory_mb": int(memory[0]) // 1024 if memory else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "bpf_jit": _read("/proc/sys/net/core/bpf_jit_enable"),
+        "spectre_v2": _read("/sys/devices/system/cpu/vulnerabilities/spectre_v2"),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+    }
+    return {name: fact for name, fact in facts.items() if fact not in ("", None, {})}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _field(text: str, name: str) -> str:
+    """The first value of `name : value`."""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    found = {}
+    for index in sorted(folder.glob("index*")):
+        level, kind = _read(f"{index}/level"), _read(f"{index}/type")
+        if kind != "Instruction":
+            found[f"L{level}"] = _read(f"{index}/size")
+    return found
+
+
+def write_json(path: Path, what: Any) -> None:
+    """Write results so that a difference between two runs reads line by line.
+
+    A list has an element a line. The file is replaced as a whole, or not at all.
+    """
+    if isinstance(what, list):
+        text = "[\n" + ",\n".join(f"  {json.dumps(item)}" for item in what) + "\n]\n"
+    else:
+        text = json.dumps(what, indent=2) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table that also reads well in a terminal; numbers to the right.
+
+    Units: floats are shown with one digit after the point.
+    """
+    cells = [list(header)] + [[_shown(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    right = [
+        bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        for i in range(len(header))
+    ]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = (
+            p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)
+        )
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ("-" * (w + 1) + ":" if r else "-" * (w + 2) for w, r in zip(widths, right, strict=True))
+    return "\n".join([line(cells[0]), "|" + "|".join(rule) + "|", *map(line, cells[1:])])
+
+
+def _shown(cell: object) -> str:
+    return f"{cell:.1f}" if isinstance(cell, float) else str(cell)

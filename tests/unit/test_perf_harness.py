@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks' harness and the packet benchmark's lines: no kernel, no timing."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from perf import harness
+from perf.cases import TARGETS, outcomes, subjects
+from perf.driver import frame_is_sound
+from perf.harness import Spread
+
+
+def spread(value: float) -> Spread:
+    return Spread.of([value])
+
+
+def test_a_spread_is_the_median_and_the_extremes() -> None:
+    assert Spread.of([5, 1, 100, 2, 3]) == Spread(3, 1, 100, 5)
+    with pytest.raises(ValueError, match="needs samples"):
+        Spread.of([])
+
+
+def test_every_round_runs_every_case_once_in_an_order_of_its_own() -> None:
+    ran: list[str] = []
+    names = list("abcdef")
+
+    def run(name: str) -> float:
+        ran.append(name)
+        return len(ran)
+
+    cases = {name: partial(run, name) for name in names}
+    told: list[int] = []
+    measured = harness.measure(cases, 20, progress=told.append)
+    rounds = [ran[i : i + 6] for i in range(0, len(ran), 6)]
+    assert [sorted(r) for r in rounds] == [names] * 20
+    assert len({tuple(r) for r in rounds}) > 10
+    assert told == list(range(1, 21))
+    for name in names:
+        when = [i + 1 for i, n in enumerate(ran) if n == name]
+        assert (measured[name].low, measured[name].high) == (when[0], when[-1])
+        assert measured[name].rounds == 20
+
+
+def test_a_case_that_fails_ends_the_measurement() -> None:
+    def broken() -> float:
+        raise RuntimeError("no packets")
+
+    with pytest.raises(RuntimeError, match="no packets"):
+        harness.measure({"broken": broken}, 3)
+
+
+def test_pinning_ends_with_its_block_also_on_failure() -> None:
+    before = os.sched_getaffinity(0)
+    with harness.pinned() as cpu:
+        assert os.sched_getaffinity(0) == {cpu}
+    with pytest.raises(ZeroDivisionError), harness.pinned(min(before)):
+        assert 1 / 0
+    assert os.sched_getaffinity(0) == before
+
+
+def test_the_machine_says_what_numbers_depend_on() -> None:
+    facts = harness.machine()
+    assert {"kernel", "processors", "memory_mb", "load_1min"} <= set(facts)
+    assert json.loads(json.dumps(facts)) == facts
+    assert None not in facts.values()
+
+
+def test_results_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    rows = [{"case": "a", "median_ns": 1.5}, {"case": "b", "median_ns": 2}]
+    harness.write_json(path, rows)
+    assert json.loads(path.read_text()) == rows
+    assert len(path.read_text().splitlines()) == 2 + len(rows)
+    with pytest.raises(TypeError):
+        harness.write_json(path, [object()])
+    assert json.loads(path.read_text()) == rows
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_table_lines_up_numbers_to_the_right() -> None:
+    lines = harness.table(("case", "ns"), [("one", 5.0), ("another", 123.456)]).splitlines()
+    assert lines == [
+        "| case    |    ns |",
+        "|---------|------:|",
+        "| one     |   5.0 |",
+        "| another | 123.5 |",
+    ]
+    assert harness.table(("case", "ns"), []).splitlines() == ["| case | ns |", "|------|----|"]
+
+
+# What the wrapper makes of its first flow.
+IPV4 = (
+    "020000000001020000000002080045000032000040004006"
+    "6ab30a000000c61300008000005000000001000000005010"
+    "04005b66000000000000000000000000"
+)
+IPV6 = (
+    "02000000000102000000000286dd60000000001e06402001"
+    "000200000001000000000000000020010002000000020000"
+    "000000000000800000500000000100000000501004"
+    "00eb7000000000000000000000"
+)
+
+
+@pytest.mark.parametrize("frame", [bytes.fromhex(IPV4), bytes.fromhex(IPV6)])
+def test_a_broken_frame_is_seen(frame: bytes) -> None:
+    assert frame_is_sound(frame)
+    assert not frame_is_sound(frame + b"\0")
+    for at in range(34, len(frame)):
+        broken = bytearray(frame)
+        broken[at] ^= 1
+        assert not frame_is_sound(bytes(broken))
+
+
+def test_the_benchmark_has_the_lines_that_were_asked_for() -> None:
+    lines = {(s.mode, s.state, s.stream.flows, s.stream.services) for s in subjects()}
+    for flows in (1, 1 << 16, 1 << 20):
+        assert {("dsr-ipip", state, flows, 1) for state in ("settled", "moving")} <= lines
+        assert ("nat", "existing", flows, 1) in lines
+    for state in ("settled", "moving"):
+        assert ("dsr-ipip", state, 1 << 20, 10_000) in lines
+    assert {(s.mode, s.stream.ipv6) for s in subjects()} >= {
+        (mode, ipv6) for mode in ("dsr-ipip", "nat") for ipv6 in (False, True)
+    }
+    cases = {s.case for s in subjects()}
+    assert {s.wrapper for s in subjects()} <= cases
+    assert {t.case for t in TARGETS} | {t.than for t in TARGETS if t.than} <= cases
+
+
+def test_targets_can_be_met_and_missed() -> None:
+    cheap = {s.case: spread(100) for s in subjects()}
+    cheap |= {s.case: spread(30) for s in subjects() if s.case.startswith("nothing")}
+    by_claim = {o.target.claim: o for o in outcomes(cheap)}
+    assert len(by_claim) == len(TARGETS)
+    one = by_claim["settled, one flow: 45 net"]
+    assert (one.measured, one.limit, one.met) == (70, 45, False)
+    fifth = by_claim["settled, 1Mi: 1/5 x the LRU, net"]
+    assert (fifth.measured, fifth.limit, fifth.met) == (70, 14, False)
+    assert by_claim["moving, 1Mi: the LRU"].met
+    assert by_claim["nat, one existing flow: 150 gross"].met
+
+
+def test_targets_of_cases_that_were_left_out_are_left_out() -> None:
+    assert outcomes({"ipip-settled-1": spread(1)}) == []
+    some = {name: spread(1) for name in ("ipip-settled-1", "nothing")}
+    assert [o.target.claim for o in outcomes(some)] == ["settled, one flow: 45 net"]
