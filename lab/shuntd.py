@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -64,9 +66,14 @@ class Shuntd:
 
         Raises: ShuntError with the log's end if it ended, or did not answer in time.
         """
-        self.wait_until(
-            lambda: self.cli("status", check=False).returncode == 0, "answers", timeout_s
-        )
+        self.wait_until(self.answers, "answers", timeout_s)
+
+    def answers(self) -> bool:
+        try:
+            self.api("GET", "/v1/errors")
+        except OSError:
+            return False
+        return True
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
         deadline = time.monotonic() + timeout_s
@@ -82,10 +89,10 @@ class Shuntd:
             time.sleep(0.1)
 
     def wait_up(self, timeout_s: float = 15.0) -> None:
-        """Until the daemon answers and finds every backend healthy."""
+        """Until the daemon answers, and has checked every backend and found it healthy."""
         self.wait_ready(timeout_s)
         self.wait_until(
-            lambda: {b["state"] for b in self.json("backend", "list")} == {"up"},
+            lambda: all(b["state"] == "up" and b["health"]["checks"] for b in self.backends()),
             "finds every backend up",
             timeout_s,
         )
@@ -95,15 +102,22 @@ class Shuntd:
         own = {str(address) for address in host.addresses}
 
         def found() -> bool:
-            backends = self.json("backend", "list")
-            states = {b["state"] == "up" for b in backends if b["address"] in own}
-            return states == {up}
+            states = {b["state"] for b in self.backends() if b["address"] in own}
+            return bool(states) and ("failing" not in states if up else states == {"failing"})
 
         self.wait_until(found, f"finds {host.role} {'up' if up else 'down'}", timeout_s)
 
+    def backends(self) -> list[dict[str, Any]]:
+        """Every backend of every service, as the API tells them."""
+        found: list[dict[str, Any]] = self.api("GET", "/v1/backends")["backends"]
+        return found
+
     def drain(self, host: Host) -> None:
-        for address in host.addresses:
-            self.cli("backend", "drain", str(address))
+        """Drain a backend in every service, by the command that an operator would give."""
+        own = {str(address) for address in host.addresses}
+        for row in self.backends():
+            if row["address"] in own:
+                self.cli("backend", "drain", row["service"], row["backend"])
 
     def program(self) -> int:
         """The id of the XDP program on the interface, as the kernel has it."""
@@ -144,8 +158,32 @@ class Shuntd:
             timeout_s=timeout_s,
         )
 
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.cli(*arguments, "-o", "json").stdout)
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        """The daemon's API. Cheaper than `cli` where something is asked again and again.
+
+        Raises: OSError if nobody listens; ShuntError with the answer, if that is an error.
+        """
+        connection = _UnixConnection(self.run / "shunt.sock")
+        with contextlib.closing(connection):
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            found = json.loads(response.read())
+        if response.status != 200:
+            raise ShuntError(f"{method} {path}: {response.status}", why=str(found))
+        return found
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=10)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
 
 
 @contextlib.contextmanager
