@@ -21,6 +21,7 @@ from shunt.kern.netlink import Netlink
 from shunt.kern.objects import Object, open_pin, pin, unlike
 from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
+from shunt.lb.frontends import lines_for
 from shunt.lb.model import Limits, Settings
 from shunt.xdp import resize
 
@@ -31,7 +32,7 @@ PROGRAM = "shunt_lb"
 def entries(limits: Limits) -> dict[str, int]:
     """The sizes of the maps that the configuration sets."""
     return {
-        "services": limits.frontends,
+        "services": lines_for(limits.frontends),
         "svc": limits.services,
         "names": limits.services,
         "svc_stats": limits.services,
@@ -48,6 +49,7 @@ def entries(limits: Limits) -> dict[str, int]:
 
 def configure(config: Any, settings: Settings) -> None:
     """Fill struct lb_config."""
+    config["services_mask"] = lines_for(settings.limits.frontends) - 1
     config["hash_seed"] = settings.hash_seed
     config["nat_key"] = [secrets.randbits(64), secrets.randbits(64)]
     for name, net in (("4", settings.ipip_source4), ("6", settings.ipip_source6)):
@@ -115,6 +117,9 @@ class Datapath:
             raise
         meta = obj.maps["meta"].mapped()
         meta["hash_seed"], meta["abi"] = settings.hash_seed, version
+        if self._obj is not None:
+            # Whoever reads and writes the maps holds these very objects, and goes on with them.
+            obj.maps, self._obj.maps = self._obj.maps, obj.maps
         self.close()
         self._obj, self._outgrown = obj, outgrown
 
