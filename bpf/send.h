@@ -33,7 +33,9 @@ static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, 
 		fib.family = AF_INET;
 		fib.ipv4_dst = ipv4_of(b->addr);
 	}
-	ret = bpf_fib_lookup(ctx, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT);
+	/* As a packet that came in is routed: with BPF_FIB_LOOKUP_OUTPUT only routes that lead out
+	 * of the interface it came in on would count. */
+	ret = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
 		hop->mtu = fib.mtu_result; /* the caller refuses before it looks at the rest */
 		return true;
@@ -48,6 +50,7 @@ static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, 
 	return true;
 }
 
+/* `ip_len` is the packet's as it will leave. */
 static __always_inline bool find_hop(struct xdp_md *ctx, const struct backend_val *b, __u32 ip_len,
 				     struct hop *hop)
 {
@@ -68,6 +71,11 @@ static __always_inline bool find_hop(struct xdp_md *ctx, const struct backend_va
 static __always_inline int send(struct xdp_md *ctx, __u32 ifindex)
 {
 	return ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+}
+
+static __always_inline __u32 outer_size(const struct backend_val *b)
+{
+	return b->flags & BACKEND_IPV6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 }
 
 /* One hop on, as a router: also what ends a loop between two balancers. */
@@ -157,7 +165,7 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 						const struct backend_val *b, const struct hop *hop)
 {
 	bool outer6 = b->flags & BACKEND_IPV6;
-	__u32 outer = outer6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	__u32 outer = outer_size(b);
 	__u8 tos = traffic_class(ctx, pkt->ipv6);
 	struct ethhdr *eth;
 

@@ -15,6 +15,35 @@ static __always_inline bool is_served(const struct packet *pkt)
 	return p && p->bits >> (port & 63) & 1;
 }
 
+/* The service of a frontend; 0 = none. */
+static __always_inline __u32 find_service(const struct packet *pkt)
+{
+	const __u64 *vip = (const __u64 *)pkt->key.daddr;
+	__u32 reach = 0;
+
+	for (__u32 n = 0; n <= SVC_REACH_MAX; n++) {
+		__u32 index = ((__u32)pkt->frontend + n) & config.services_mask;
+		struct svc_line *line = bpf_map_lookup_elem(&services, &index);
+
+		if (!line)
+			return 0;
+		if (!n)
+			reach = READ_ONCE(line->entry[0].reach);
+		for (int i = 0; i < SVC_LINE_ENTRIES; i++) {
+			const __u64 *words = (const __u64 *)&line->entry[i];
+			/* Key and service in one load, as they are written. Little-endian. */
+			__u64 last = READ_ONCE(words[2]);
+
+			if ((__u32)last == dport_proto_scope(&pkt->key) && words[0] == vip[0] &&
+			    words[1] == vip[1])
+				return last >> 32;
+		}
+		if (n >= reach)
+			break;
+	}
+	return 0;
+}
+
 /* Where the packet falls; false if the tables contradict each other. */
 static __always_inline bool find_place(const struct packet *pkt, const struct svc_val *service,
 				       struct place *p)
@@ -43,7 +72,7 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 	struct backend_val *b;
 	struct verdict v;
 	struct hop hop;
-	__u32 id;
+	__u32 id, outer;
 
 	if (!service || service->mode == MODE_NONE)
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
@@ -59,7 +88,8 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 	b = bpf_map_lookup_elem(&backends, &id);
 	if (!b || !(b->flags & BACKEND_KNOWN))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-	if (!find_hop(ctx, b, pkt->ip_len, &hop))
+	outer = service->mode == MODE_DSR_IPIP ? outer_size(b) : 0;
+	if (!find_hop(ctx, b, pkt->ip_len + outer, &hop))
 		v = verdict(XDP_DROP, REASON_DROP_NO_NEXTHOP);
 	else if (service->mode == MODE_DSR_IPIP)
 		v = send_ipip(ctx, pkt, b, &hop);
@@ -72,23 +102,24 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 static __always_inline struct verdict decide(struct xdp_md *ctx)
 {
 	struct packet pkt = {};
-	struct svc_id *id;
 	struct verdict v;
 	enum reason why;
+	__u32 svc_id;
 
 	if (!parse(ctx, &pkt, &why))
 		return verdict(XDP_PASS, why);
 	if (!is_served(&pkt))
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
-	pkt.hash = flow_hash(&pkt.key, pkt.ipv6);
+	pkt.frontend = frontend_hash(&pkt.key, pkt.ipv6);
+	pkt.hash = flow_hash(&pkt.key, pkt.ipv6, pkt.frontend);
 	if ((__u16)(bpf_ntohs(pkt.key.dport) - config.nat_port_min) < config.nat_port_count &&
 	    nat_reply(ctx, &pkt, &v))
 		return v;
-	id = bpf_map_lookup_elem(&services, &pkt.key.daddr); /* see struct flow_key */
-	if (!id)
+	svc_id = find_service(&pkt);
+	if (!svc_id)
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
-	v = balance(ctx, &pkt, id->svc);
-	v.svc = id->svc;
+	v = balance(ctx, &pkt, svc_id);
+	v.svc = svc_id;
 	return v;
 }
 
