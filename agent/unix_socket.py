@@ -27,7 +27,7 @@ def listen(path: Path) -> socket.socket:
             f"the kernel takes {PATH_MAX} bytes, it has {len(os.fsencode(path))}",
             "give a shorter --run",
         )
-    _replace_stale(path)
+    remove_stale(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         before = os.umask(0o117)  # from its first moment on nobody else may connect
@@ -59,7 +59,11 @@ def _let_group_through(directory: Path, gid: int) -> None:
         os.chown(directory, -1, gid)
 
 
-def _replace_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
+    """Remove the socket of a daemon that was killed.
+
+    Raises: ShuntError if one lives, or if it is no socket. It is still there then.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

@@ -19,6 +19,7 @@ from shunt.kern import links
 from shunt.kern.objects import open_pin
 from shunt.lb import slots as slot
 from shunt.lb.errors import ShuntError
+from shunt.xdp.attach import pin_name
 
 
 def version() -> str:
@@ -106,7 +107,7 @@ def _interface(node: Node, name: str) -> Json:
         shown["ifindex"] = socket.if_nametoindex(name)
         attached = links.query(shown["ifindex"])
         shown["mode"], shown["program_id"] = attached.mode, attached.prog_id
-        fd = open_pin(node.datapath.bpffs / "links" / name)
+        fd = open_pin(node.datapath.bpffs / "links" / pin_name(name))
     except OSError:  # the interface has gone, or nothing of ours is on it
         return shown
     try:

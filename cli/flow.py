@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shunt flow` and `shunt nat`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from shunt.cli import render
+from shunt.cli.render import duration, endpoint, number
+from shunt.cli.session import Group, Session
+
+Json = dict[str, Any]
+LIMIT_MAX = 100_000
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(1, LIMIT_MAX), default=1000, show_default=True
+)
+
+
+@click.group(cls=Group)
+def flow() -> None:
+    """Flows that shuntd remembers: those of slots that are not settled."""
+
+
+@flow.command("list")
+@click.argument("service", required=False)
+@limit_option
+@click.pass_obj
+def list_(session: Session, service: str | None, limit: int) -> None:
+    """Remembered flows, of one service or of all, in no order."""
+    found = session.client.get("flows", service=service, limit=limit)
+    if session.json:
+        render.print_json(found["flows"])
+    else:
+        columns = ("SERVICE", "PROTOCOL", "CLIENT", "VIP", "BACKEND", "STATE", "IDLE")
+        rows = [
+            (
+                row["service"],
+                row["protocol"],
+                endpoint(row["client"], row["client_port"]),
+                endpoint(row["vip"], row["vip_port"]),
+                row["backend"],
+                row["state"],
+                duration(row["idle_s"]),
+            )
+            for row in found["flows"]
+        ]
+        render.print_table(columns, rows, right=("IDLE",))
+    _note_more(found, limit)
+
+
+@flow.command()
+@click.argument("service", required=False)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def flush(session: Session, service: str | None, yes: bool) -> None:
+    """Forget remembered flows, and translations of mode nat, of one service or of all.
+
+    Connections on slots that are not settled may move to another backend, and break; those of
+    mode nat break.
+    """
+    whose = f"service {service}" if service else "all services"
+    confirm(f"Forget the flows of {whose}? Established connections may break.", yes)
+    deleted = session.client.post("flows", "flush", body={"service": service})["deleted"]
+    if session.json:
+        render.print_json({"deleted": deleted})
+    else:
+        print(f"{number(deleted)} flows of {whose} forgotten")
+
+
+@click.group(cls=Group)
+def nat() -> None:
+    """Translations of services in mode nat."""
+
+
+@nat.command("list")
+@click.argument("service", required=False)
+@limit_option
+@click.pass_obj
+def nat_list(session: Session, service: str | None, limit: int) -> None:
+    """Translations, of one service or of all, in no order."""
+    found = session.client.get("nat", service=service, limit=limit)
+    if session.json:
+        render.print_json(found["flows"])
+    else:
+        columns = ("SERVICE", "PROTOCOL", "CLIENT", "VIP", "OWN", "BACKEND", "STATE", "IDLE")
+        rows = [
+            (
+                row["service"],
+                row["protocol"],
+                endpoint(row["client"], row["client_port"]),
+                endpoint(row["vip"], row["vip_port"]),
+                endpoint(row["own"], row["own_port"]),
+                row["backend"],
+                row["state"],
+                duration(row["idle_s"]),
+            )
+            for row in found["flows"]
+        ]
+        render.print_table(columns, rows, right=("IDLE",))
+    _note_more(found, limit)
+
+
+def _note_more(found: Json, limit: int) -> None:
+    if found["more"]:
+        print(
+            f"shunt: there are more than {number(limit)}; --limit takes up to {number(LIMIT_MAX)}",
+            file=sys.stderr,
+        )
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before what cannot be taken back; without a terminal there is nobody to ask."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is no terminal to ask on: give --yes.")
+    click.confirm(question, abort=True)

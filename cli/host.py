@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shunt decap` and `shunt cleanup`: what changes this host without the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from shunt.cli import render
+from shunt.cli.flow import confirm
+from shunt.cli.render import number
+from shunt.cli.session import Command, Session, bpffs_option
+from shunt.lb.errors import ShuntError
+
+if TYPE_CHECKING:
+    from shunt.xdp.decap import Decap
+
+
+@click.command(cls=Command)
+@click.option("--iface", metavar="DEV", help="Where the load balancers' packets come in.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="PREFIX",
+    help="Accept outer packets from there alone, as often as needed."
+    "  [default: 198.18.0.0/16 and 100::/64]",
+)
+@click.option(
+    "--mode", type=click.Choice(["auto", "native", "generic"]), default="auto", show_default=True
+)
+@click.option("--detach", is_flag=True, help="Take it off again.")
+@bpffs_option
+@click.pass_obj
+def decap(
+    session: Session,
+    iface: str | None,
+    sources: Sequence[str],
+    mode: str,
+    detach: bool,
+    bpffs: Path,
+) -> None:
+    """On a backend of mode dsr-ipip: take outer headers off, without the kernel's ipip module.
+
+    It goes on until it is detached, or the host restarts. Without --iface: where it is attached,
+    and what it has counted.
+    """
+    if iface is None and (sources or detach or mode != "auto"):
+        raise click.UsageError("Name the interface: --iface DEV.")
+    if detach and sources:
+        raise click.UsageError("--detach takes no --source.")
+    with _as_root("decap loads and attaches a program"):
+        from shunt.xdp import decap as program
+
+        if iface is None:
+            shown = program.status(bpffs)
+        elif detach:
+            program.detach(iface, bpffs)
+            shown = []
+        else:
+            shown = [program.attach(iface, sources, mode, bpffs)]
+    if session.json:
+        render.print_json([_json(found) for found in shown])
+    elif detach:
+        print(f"{iface}: decap is detached")
+    elif shown:
+        for found in shown:
+            _show(found)
+    else:
+        print("decap is attached to no interface")
+
+
+def _json(found: Decap) -> dict[str, object]:
+    return {
+        "interface": found.interface,
+        "mode": found.mode,
+        "sources": [str(source) for source in found.sources],
+        "packets": found.packets,
+    }
+
+
+def _show(found: Decap) -> None:
+    sources = ", ".join(map(str, found.sources))
+    print(f"{found.interface}: decap, {found.mode}, from {sources}")
+    rows = [(render.label(name), number(n)) for name, n in found.packets.items() if n]
+    if rows:
+        render.print_table(("REASON", "PACKETS"), rows, right=("PACKETS",))
+
+
+@click.command(cls=Command)
+@bpffs_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def cleanup(session: Session, bpffs: Path, yes: bool) -> None:
+    """Detach and remove everything that Shunt left in the kernel. shuntd must be stopped.
+
+    Services are no longer forwarded, and all connections are forgotten. This leaves the host as
+    it was found; the configuration files stay.
+    """
+    confirm(f"Stop forwarding, and forget all connections ({bpffs})?", yes)
+    removed: list[str] = []
+    with _as_root("cleanup detaches programs"):
+        if bpffs.is_dir():
+            with _nobody_runs(bpffs):
+                removed += _remove_pins(bpffs)
+        removed += _release_neighbours()
+        removed += _remove_socket(session.socket)
+    if session.json:
+        render.print_json({"removed": removed})
+    else:
+        for line in removed:
+            print(f"removed {line}")
+        if not removed:
+            print(f"there was nothing to remove in {bpffs}")
+
+
+def _remove_pins(bpffs: Path) -> list[str]:
+    from shunt.xdp import attach
+    from shunt.xdp.decap import PREFIX
+
+    removed = []
+    for path in sorted(bpffs.glob(f"{PREFIX}*")):
+        attach.detach_pin(path)
+        removed.append(str(path))
+    return [*removed, *attach.cleanup(bpffs)]
+
+
+def _release_neighbours() -> list[str]:
+    """Neighbours that the kernel keeps resolved because shuntd asked it to."""
+    from shunt.kern import neighbours
+    from shunt.kern.netlink import Netlink
+
+    with Netlink() as netlink:
+        released = neighbours.release_all(netlink)
+    return [f"the mark `managed` of {released} neighbours"] if released else []
+
+
+def _remove_socket(path: Path) -> list[str]:
+    from shunt.agent.unix_socket import remove_stale
+
+    there = path.exists()
+    with contextlib.suppress(ShuntError):  # it is of another daemon, or no socket
+        remove_stale(path)
+    return [str(path)] if there and not path.exists() else []
+
+
+@contextlib.contextmanager
+def _nobody_runs(bpffs: Path) -> Iterator[None]:
+    from shunt.agent.daemon import only_one
+
+    try:
+        lock = only_one(bpffs)
+        lock.__enter__()
+    except ShuntError as e:
+        raise ShuntError(
+            f"shuntd is running on {bpffs}",
+            "it would go on writing to what is no longer there",
+            "stop it first: systemctl stop shuntd",
+        ) from e
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _as_root(why: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as e:
+        raise ShuntError(
+            "the kernel does not allow it", f"{why}: {e.strerror or e}", "run it as root (sudo)"
+        ) from e
+    except OSError as e:
+        where = f" ({e.filename})" if e.filename else ""
+        raise ShuntError(
+            "the kernel refuses", f"{e.strerror or e}{where}", "see `shunt doctor`"
+        ) from e

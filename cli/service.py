@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shunt service`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from shunt.cli import render
+from shunt.cli.backend import print_backends
+from shunt.cli.render import number, size
+from shunt.cli.session import Group, Session
+
+Json = dict[str, Any]
+
+
+@click.group(cls=Group)
+def service() -> None:
+    """Services: what clients address."""
+
+
+@service.command("list")
+@click.pass_obj
+def list_(session: Session) -> None:
+    """Every service."""
+    services = session.client.get("services")["services"]
+    if session.json:
+        render.print_json(services)
+        return
+    columns = ("NAME", "VIPS", "PORTS", "MODE", "UP", "MOVING", "PACKETS", "BYTES")
+    rows = [
+        (
+            found["name"],
+            ",".join(found["vips"]),
+            ",".join(found["ports"]),
+            found["mode"],
+            _up(found),
+            _moving(found),
+            number(found["packets"]),
+            size(found["bytes"]),
+        )
+        for found in services
+    ]
+    render.print_table(columns, rows, right=("UP", "MOVING", "PACKETS", "BYTES"))
+
+
+@service.command()
+@click.argument("name")
+@click.pass_obj
+def show(session: Session, name: str) -> None:
+    """One service and its backends."""
+    found = session.client.get("services", name)
+    if session.json:
+        render.print_json(found)
+        return
+    slots = found["slots"]
+    check = found["health"]
+    render.print_pairs(
+        [
+            ("service", found["name"]),
+            ("vips", ", ".join(found["vips"])),
+            ("ports", ", ".join(found["ports"])),
+            ("mode", found["mode"]),
+            (
+                "slots",
+                f"{number(slots['total'])}: "
+                + ", ".join(f"{number(slots[s])} {s}" for s in ("settled", "moving", "lingering")),
+            ),
+            ("traffic", f"{number(found['packets'])} packets, {size(found['bytes'])}"),
+            ("idle", ", ".join(f"{p} {s:g} s" for p, s in found["idle_s"].items())),
+            ("health", _check(check) if check else "not checked"),
+        ]
+    )
+    print()
+    print_backends(found["backends"], with_service=False)
+
+
+def _check(check: Json) -> str:
+    port = f" to port {check['port']}" if check["port"] else ""
+    return (
+        f"{check['type']}{port} every {check['interval_s']:g} s, at most {check['timeout_s']:g} s;"
+        f" up after {check['rise']}, failing after {check['fall']}"
+    )
+
+
+def _up(found: Json) -> str:
+    states = found["backend_states"]
+    return f"{states['up']}/{sum(states.values()) - states['removed']}"
+
+
+def _moving(found: Json) -> str:
+    slots = found["slots"]
+    return render.percent(slots["moving"] / slots["total"] if slots["total"] else 0)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: the options of every command, and where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shunt.cli.client import Client
+
+SOCKET = Path("/run/shunt/shunt.sock")
+CONFIG = Path("/etc/shunt/shunt.yaml")
+SERVICES = Path("/etc/shunt/services.d")
+BPFFS = Path("/sys/fs/bpf/shunt")
+
+
+@dataclass
+class Session:
+    """The options that may stand before or after a command's name."""
+
+    socket: Path = SOCKET
+    output: str = "table"
+
+    @property
+    def client(self) -> Client:
+        return Client(self.socket)
+
+    @property
+    def json(self) -> bool:
+        return self.output == "json"
+
+
+def _remember(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        session = ctx.ensure_object(Session)
+        if value is not None:
+            setattr(session, field, value)
+
+    return callback
+
+
+def _shared(root: bool) -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--socket"],
+            type=click.Path(path_type=Path),
+            envvar="SHUNT_SOCKET" if root else None,
+            expose_value=False,
+            callback=_remember("socket"),
+            help=f"shuntd's socket (or SHUNT_SOCKET).  [default: {SOCKET}]",
+            hidden=not root,
+        ),
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice(["table", "json"]),
+            expose_value=False,
+            callback=_remember("output"),
+            help="A table for people, or JSON for programs.  [default: table]",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A command that also takes the shared options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _shared(root=False)
+
+
+class Group(click.Group):
+    """A noun; its commands take the shared options too."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, root: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _shared(root)
+
+
+Group.group_class = Group
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--config and --services, as shuntd has them."""
+    for name, default in (("--services", SERVICES), ("--config", CONFIG)):
+        option = click.option(
+            name, type=click.Path(path_type=Path), default=default, show_default=True
+        )
+        command = option(command)
+    return command
+
+
+bpffs_option = click.option(
+    "--bpffs",
+    type=click.Path(path_type=Path),
+    default=BPFFS,
+    show_default=True,
+    help="Where the programs and maps are pinned.",
+)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shunt status`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from shunt.cli import render
+from shunt.cli.render import duration, number, percent
+from shunt.cli.session import Command, Session
+
+Json = dict[str, Any]
+NEARLY_FULL = 0.8
+
+
+@click.command(cls=Command)
+@click.pass_context
+def status(ctx: click.Context) -> None:
+    """What the daemon does, and what is wrong.
+
+    Exit code 1: the newest configuration is refused, an interface has lost the program, or all
+    backends of a service are failing.
+    """
+    session = ctx.ensure_object(Session)
+    shown = session.client.get("status")
+    if session.json:
+        render.print_json(shown)
+    else:
+        _show(shown)
+    ctx.exit(1 if shown["problems"] else 0)
+
+
+def _show(shown: Json) -> None:
+    state = "in force" if shown["config_ok"] else "in force; a newer one is REFUSED"
+    print(
+        f"shuntd {shown['version']}, up {duration(shown['uptime_s'])};"
+        f" configuration generation {shown['generation']} {state}\n"
+    )
+    render.print_pairs(_lines(shown))
+    if shown["reasons"]:
+        print()
+        rows = [
+            (render.label(name), number(count["packets"]), render.size(count["bytes"]))
+            for name, count in shown["reasons"].items()
+        ]
+        render.print_table(("REASON", "PACKETS", "BYTES"), rows, right=("PACKETS", "BYTES"))
+    if shown["events"]:
+        print()
+        times = [(render.label(name), number(n)) for name, n in shown["events"].items()]
+        render.print_table(("EVENT", "TIMES"), times, right=("TIMES",))
+    _show_problems(shown)
+
+
+def _lines(shown: Json) -> Iterator[tuple[str, str]]:
+    for interface in shown["interfaces"]:
+        yield f"interface {interface['name']}", _attached(interface)
+    yield "services", number(shown["services"])
+    yield "backends", ", ".join(f"{number(n)} {state}" for state, n in shown["backends"].items())
+    slots = shown["slots"]
+    moving = f"{number(slots['moving'])} moving ({percent(slots['moving_share'])})"
+    used = f"{number(slots['used'])} of {number(slots['total'])} used"
+    yield "slots", f"{used}; {moving}, {number(slots['lingering'])} lingering"
+    flows, nat = shown["flows"], shown["nat"]
+    remembered = f"{number(flows['remembered'])} of {number(flows['limit'])} remembered"
+    yield "flows", f"{remembered}, {number(flows['exceptions'])} exceptions"
+    yield "nat", f"{number(nat['pairs'])} of {number(nat['limit'])} translations"
+    scan, apply = shown["scan"], shown["apply"]
+    yield "last scan", "none yet" if scan["ago_s"] is None else f"{duration(scan['ago_s'])} ago"
+    yield "last apply", f"{apply['took_ms']} ms; {number(apply['writes'])} writes since the start"
+    checks = shown["checks"]
+    made = f"{number(checks['made'])} made, {number(checks['failed'])} failed"
+    yield "checks", f"{made}, {checks['late_ms_mean']} ms late in the mean"
+    if checks["troubles"]:
+        troubles = ", ".join(f"{name} {n} times" for name, n in checks["troubles"].items())
+        yield "", f"checks that this host could not make: {troubles}"
+    full = [
+        f"{name} {percent(fill['used'] / fill['limit'])}"
+        for name, fill in shown["maps"].items()
+        if fill["used"] > NEARLY_FULL * fill["limit"]
+    ]
+    if full:
+        yield "nearly full", ", ".join(full)
+
+
+def _attached(interface: Json) -> str:
+    if not interface["ifindex"]:
+        return "there is no such interface"
+    if not interface["attached"]:
+        return "the program is NOT ATTACHED"
+    return f"{interface['mode']}, program {interface['program_id']}"
+
+
+def _show_problems(shown: Json) -> None:
+    lines = [f"problem: {problem}" for problem in shown["problems"]]
+    for error in [*shown["errors"], *shown["nexthop_problems"]]:
+        lines.append(error["what"])
+        lines += [f"  {part}: {error[part]}" for part in ("why", "fix") if error[part]]
+    if lines:
+        print("\n" + "\n".join(lines))
