@@ -113,6 +113,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_obj_get": (INT, c.c_char_p),
     "bpf_obj_get_info_by_fd": (INT, INT, P, c.POINTER(U)),
     "bpf_btf_get_fd_by_id": (INT, U),
+    "bpf_map_get_fd_by_id": (INT, U),
     "bpf_prog_get_fd_by_id": (INT, U),
     "bpf_map_lookup_elem": (INT, INT, P, P),
     "bpf_map_update_elem": (INT, INT, P, P, c.c_uint64),
