@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from shunt.agent.unix_socket import listen
 from shunt.lb.errors import ShuntError
 from shunt.lb.lookup import find_backend, find_service
 from shunt.lb.model import Configuration, Service
+
+log = logging.getLogger("shunt")
 
 LIMIT, LIMIT_MAX = 1000, 100_000
 BODY_MAX = 1 << 16
@@ -201,8 +204,8 @@ class Api:
     async def _flush(self, request: web.Request) -> web.Response:
         name = (await body(request)).get("service")
         if name is not None:
-            self._find(str(name))
-        return answer({"deleted": self.node.flush_flows(None if name is None else str(name))})
+            name = self._find(str(name)).name
+        return answer({"deleted": await self.node.flush_flows(name)})
 
     async def _monitor(self, request: web.Request) -> web.StreamResponse:
         kind = self._asked(request, "type") or "drop"
@@ -306,3 +309,11 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             "see the routes in docs/cli.md",
         )
         return answer({"error": views.error(problem)}, e.status)
+    except Exception:
+        log.exception("%s %s", request.method, request.path)
+        problem = ShuntError(
+            f"{request.method} {request.path} failed",
+            "a defect of shuntd; its log says where",
+            "please report what `journalctl -u shuntd` shows",
+        )
+        return answer({"error": views.error(problem)}, 500)

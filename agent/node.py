@@ -7,6 +7,7 @@ applied as a whole is refused, and what is in force stays.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterable
@@ -345,7 +346,7 @@ class Node:
             raise
         return endpoint
 
-    def flush_flows(self, service: str | None) -> int:
+    async def flush_flows(self, service: str | None) -> int:
         """Forget remembered flows, of one service or of all; connections on moving slots may break.
 
         Raises: ShuntError if there is no such service.
@@ -359,11 +360,11 @@ class Node:
                 find_service(self.configuration, service)
         deleted = 0
         for name in ("flows", "nat_fwd", "nat_rev"):
-            keys, values = t.maps[name].items()
-            if svcs is not None:
-                keys = keys[np.isin(values["svc"], svcs)]
-            gone = t.maps[name].delete_many(keys)
-            deleted += gone if name != "nat_rev" else 0
+            for keys, values in t.maps[name].batches():
+                ended = keys if svcs is None else keys[np.isin(values["svc"], svcs)]
+                gone = t.maps[name].delete_many(ended)
+                deleted += gone if name != "nat_rev" else 0
+                await asyncio.sleep(0)
         return deleted
 
     async def close(self) -> None:

@@ -43,6 +43,7 @@ class _Seen:
     """One backend over the protocols of its service."""
 
     endpoint: Endpoint
+    configured_weight: int | None = None  # None: it is no longer configured
     ids: list[int] = field(default_factory=list)
     slots: int = 0
 
@@ -136,10 +137,10 @@ def _service(node: Node, service: Service) -> Json:
 
 def _seen(node: Node, service: Service) -> list[tuple[_Seen, float]]:
     """Each backend with its share of the slots: the configured in their order, then others."""
-    found = {
-        endpoint: _Seen(endpoint)
-        for endpoint in (Endpoint(b.address, b.port) for b in service.backends)
-    }
+    found: dict[Endpoint, _Seen] = {}
+    for backend in service.backends:
+        endpoint = Endpoint(backend.address, backend.port)
+        found[endpoint] = _Seen(endpoint, backend.weight)
     total = 0
     for place in _places(node, service):
         owners, counts = np.unique(slot.cur(node.tables.words[place.slots()]), return_counts=True)
@@ -155,9 +156,6 @@ def _seen(node: Node, service: Service) -> list[tuple[_Seen, float]]:
 def _backend(node: Node, service: Service, seen: _Seen, share: float, hops: Hops) -> Json:
     endpoint, tables = seen.endpoint, node.tables
     key = service.name, endpoint
-    configured = next(
-        (b.weight for b in service.backends if Endpoint(b.address, b.port) == endpoint), None
-    )
     state = backend_state(tables, seen.ids[0]) if seen.ids else "failing"
     flags = int(tables.backends["flags"][seen.ids[0]]) if seen.ids else 0
     override = int(tables.backends["weight"][seen.ids[0]]) if seen.ids else 0
@@ -171,8 +169,8 @@ def _backend(node: Node, service: Service, seen: _Seen, share: float, hops: Hops
         "state": state,
         "drained": bool(flags & tables.flag.drained),
         "reason": _reason(node, service, seen, checked) if state == "failing" else "",
-        "weight": override or configured,
-        "configured_weight": configured,
+        "weight": override or seen.configured_weight,
+        "configured_weight": seen.configured_weight,
         "slots": seen.slots,
         "share": round(share, 6),
         "nexthop": nexthop(hop),

@@ -95,9 +95,12 @@ def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
     for interface in attached:
         if not interface["attached"]:
             found.append(f"interface {interface['name']}: the program is not attached")
-    for name, target in sorted(node.want.items()):
-        if target.members and not any(m.up for m in target.members):
-            found.append(f"service {name}: every backend is failing")
+    failing = {
+        name.rpartition("/")[0]
+        for name, target in node.want.items()
+        if target.members and not any(member.up for member in target.members)
+    }
+    found += [f"service {name}: every backend is failing" for name in sorted(failing)]
     return found
 
 

@@ -141,7 +141,7 @@ def _weight(row: Json) -> str:
     """The weight in force; with the configured one, if that is another."""
     if row["configured_weight"] is None or row["weight"] == row["configured_weight"]:
         return str(row["weight"] or "")
-    return f"{row['weight']} (not {row['configured_weight']})"
+    return f"{row['weight']} (configured {row['configured_weight']})"
 
 
 def _nexthop(hop: Json | None) -> str:

@@ -38,7 +38,7 @@ def check(ctx: click.Context, config: Path, services: Path) -> None:
         ]
         if not session.json:
             print("\n".join(str(x) for x in e.errors), file=sys.stderr)
-            print(f"{len(errors)} error{'s' * (len(errors) != 1)}", file=sys.stderr)
+            print(render.count(len(errors), "errors"), file=sys.stderr)
     else:
         summary = {
             "services": len(found.services),
@@ -47,8 +47,8 @@ def check(ctx: click.Context, config: Path, services: Path) -> None:
             "slots": sum(s.region_slots() * len(s.protocols()) for s in found.services),
         }
         if not session.json:
-            words = ", ".join(f"{number(n)} {noun}" for noun, n in summary.items())
-            print(f"ok: {words} (of {number(found.settings.limits.slots)})")
+            words = ", ".join(render.count(n, noun) for noun, n in summary.items())
+            print(f"ok: {words} of {number(found.settings.limits.slots)}")
     if session.json:
         render.print_json({"ok": not errors, "errors": errors, **summary})
     ctx.exit(1 if errors else 0)

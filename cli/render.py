@@ -91,6 +91,11 @@ def number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
+def count(value: int, nouns: str) -> str:
+    """So many of what `nouns` is the plural of."""
+    return f"{number(value)} {nouns if value != 1 else nouns.removesuffix('s')}"
+
+
 def size(octets: int) -> str:
     """Bytes, in three digits."""
     value = float(octets)
