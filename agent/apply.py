@@ -10,19 +10,10 @@ import numpy as np
 
 from shunt.agent import plan
 from shunt.agent.tables import REGION_LOG2_BITS, Placed, Tables
-from shunt.kern.maps import Records
 from shunt.kern.rcu import synchronize
 from shunt.lb import slots as slot
 from shunt.lb.compile import mapped
 from shunt.lb.model import Frontend, IPAddress, Protocol
-
-
-def frontend_key(tables: Tables, frontend: Frontend) -> Records:
-    """The key of map services."""
-    key = tables.maps["services"].new_keys(1)[0]
-    key["vip"] = np.frombuffer(mapped(frontend.vip), np.uint8)
-    key["port"], key["proto"] = frontend.port, int(frontend.protocol)
-    return key  # type: ignore[no-any-return]
 
 
 class Applier:
@@ -116,14 +107,7 @@ class Applier:
     @do.register
     def _(self, write: plan.PutFrontend) -> None:
         t = self.tables
-        services = t.maps["services"]
-        value = services.new_values(1)[0]
-        value["svc"] = write.svc
-        replaces = write.replaces or write.frontend in t.stale_frontends
-        services.update(frontend_key(t, write.frontend), value)
-        if replaces:
-            # The element replaced is not to be recycled under a program that reads it.
-            self.grace()
+        t.frontends.put(write.frontend, write.svc)
         if write.replaces:
             t.placed[write.replaces].frontends.discard(write.frontend)
         else:
@@ -135,7 +119,7 @@ class Applier:
     @do.register
     def _(self, write: plan.DropFrontend) -> None:
         t = self.tables
-        t.maps["services"].delete(frontend_key(t, write.frontend))
+        t.frontends.drop(write.frontend)
         if write.name:
             t.placed[write.name].frontends.discard(write.frontend)
             self._serve(write.frontend, -1)
@@ -151,6 +135,7 @@ class Applier:
     @do.register
     def _(self, _write: plan.Grace) -> None:
         self.grace()
+        self.tables.frontends.reap()
 
     @do.register
     def _(self, write: plan.ClearService) -> None:
@@ -164,10 +149,20 @@ class Applier:
 
     @do.register
     def _(self, write: plan.ClearBackend) -> None:
+        self._fold_stats(write.id)
         self.tables.backends["flags"][write.id] = 0
         self.tables.retired_backends[write.id] = self.clock()
         if place := self.tables.placed.get(write.name):
             place.backends.pop(write.endpoint, None)
+
+    def _fold_stats(self, backend: int) -> None:
+        """A service's counters do not go down when a backend goes."""
+        maps, svc = self.tables.maps, int(self.tables.backends["svc"][backend])
+        gone, kept = maps["backend_stats"].lookup(backend), maps["svc_stats"].lookup(svc)
+        if gone is not None and kept is not None:
+            for name in gone.dtype.names or ():
+                kept[name][0] += gone[name].sum()
+            maps["svc_stats"].update(svc, kept)
 
     @do.register
     def _(self, write: plan.GiveRegion) -> None:

@@ -211,7 +211,7 @@ class Planner:
         return draft.writes()
 
     def _check_room(self, want: Mapping[str, Target]) -> None:
-        limit = self.tables.maps["services"].spec.entries
+        limit = self.tables.frontends.capacity
         if sum(len(target.frontends) for target in want.values()) > limit:
             raise full("frontends", limit)
 

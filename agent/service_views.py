@@ -67,20 +67,19 @@ def backend_state(tables: Tables, backend_id: int) -> str:
 async def services(node: Node) -> list[Json]:
     """Every service, without its backends."""
     assert node.configuration is not None
-    shown: list[tuple[Json, list[int]]] = []
+    shown: list[tuple[Json, list[Placed]]] = []
     for n, service in enumerate(node.configuration.services):
-        shown.append((_service(node, service), [p.svc for p in _places(node, service)]))
+        shown.append((_service(node, service), _places(node, service)))
         if n % BATCH == BATCH - 1:
             await asyncio.sleep(0)
-    await _add_counts(node.tables.maps["svc_stats"], shown)
+    await _add_service_counts(node, shown)
     return [json for json, _ in shown]
 
 
 async def service(node: Node, found: Service) -> Json:
     """One service with its backends."""
     shown = _service(node, found)
-    ids = [place.svc for place in _places(node, found)]
-    await _add_counts(node.tables.maps["svc_stats"], [(shown, ids)])
+    await _add_service_counts(node, [(shown, _places(node, found))])
     check = found.health
     shown["health"] = check and {
         "type": check.kind,
@@ -216,6 +215,16 @@ def nexthop(hop: NextHop | ShuntError | None) -> Json | None:
     }
 
 
+async def _add_service_counts(node: Node, shown: Sequence[tuple[Json, list[Placed]]]) -> None:
+    """A service's total: what no backend got, and its backends'."""
+    maps = node.tables.maps
+    await _add_counts(maps["svc_stats"], [(json, [p.svc for p in at]) for json, at in shown])
+    await _add_counts(
+        maps["backend_stats"],
+        [(json, [i for p in at for i in p.backends.values()]) for json, at in shown],
+    )
+
+
 async def _add_counts(stats: Map, shown: Sequence[tuple[Json, list[int]]]) -> None:
     """Add packets and bytes, summed over ids and processors."""
     wanted = sorted({i for _, ids in shown for i in ids})
@@ -235,5 +244,5 @@ async def _add_counts(stats: Map, shown: Sequence[tuple[Json, list[int]]]) -> No
                 break
             await asyncio.sleep(0)
     for json, ids in shown:
-        json["packets"] = sum(packets.get(i, 0) for i in ids)
-        json["bytes"] = sum(octets.get(i, 0) for i in ids)
+        json["packets"] = json.get("packets", 0) + sum(packets.get(i, 0) for i in ids)
+        json["bytes"] = json.get("bytes", 0) + sum(octets.get(i, 0) for i in ids)

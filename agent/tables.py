@@ -19,8 +19,10 @@ from shunt.kern.btf import Btf
 from shunt.kern.maps import Map
 from shunt.lb import slots as slot
 from shunt.lb.compile import Endpoint, unmapped
+from shunt.lb.frontends import FrontendTable
 from shunt.lb.model import Frontend, Protocol
 from shunt.lb.pools import Ids, Regions
+from shunt.xdp.resize import service_words
 
 NO_REGION = -1
 REGION_LOG2_BITS = 8  # bpf/abi.h; a test compares
@@ -66,12 +68,13 @@ class Tables:
         self.backends: NDArray[Any] = maps["backends"].mapped()
         self.nexthops: NDArray[Any] = maps["nexthops"].mapped()
         self.ports: NDArray[np.uint64] = maps["ports"].mapped()["bits"]
+        self.frontends = FrontendTable(service_words(maps["services"]))
         self.meta: NDArray[Any] = maps["meta"].mapped()
         self.changed: NDArray[np.uint64] = np.zeros(len(self.words), np.uint64)
         self.placed: dict[str, Placed] = {}
         self.unsettled: set[str] = set()
         self.served: Counter[tuple[Protocol, int]] = Counter()
-        self.stale_frontends: list[Any] = []  # keys that name no service: a crash left them
+        self.stale_frontends: list[Frontend] = []  # keys that name no service: a crash left them
         self.retired_backends: dict[int, int] = {}  # id -> when, ns
         self.retired_services: dict[int, int] = {}
         self._recover(now_ns)
@@ -121,11 +124,7 @@ class Tables:
         self.retired_services = dict.fromkeys(waiting, now_ns)
 
     def _recover_frontends(self, by_svc: dict[int, Placed]) -> None:
-        keys, values = self.maps["services"].items()
-        for key, svc in zip(keys, values["svc"].tolist(), strict=True):
-            frontend = Frontend(
-                unmapped(key["vip"].tobytes()), int(key["port"]), Protocol(int(key["proto"]))
-            )
+        for frontend, svc in self.frontends.items():
             if svc in by_svc and self.svc["mode"][svc]:
                 by_svc[svc].frontends.add(frontend)
                 self.served[frontend.protocol, frontend.port] += 1

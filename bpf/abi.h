@@ -60,15 +60,25 @@ enum scope {
 	SCOPE_EXTERNAL,
 };
 
-struct svc_key {	 /* map services, key */
-	__u8   vip[16];	 /* IPv6, or IPv4-mapped */
+/* Map services is a hash of our own in an array, for three reasons: a look-up reads one cache line
+ * (the kernel's reads three); an entry's service is replaced by one store; and a dropped entry is
+ * used again only after a grace period, so that none is recycled under its readers. A key's home
+ * is the line that its hash names; it stands there or in one of the `reach` lines after it. */
+#define SVC_LINE_ENTRIES 2
+#define SVC_REACH_MAX	 15
+
+struct svc_entry {
+	__u8 vip[16]; /* IPv6, or IPv4-mapped */
 	__be16 port;
-	__u8   proto;	 /* IPPROTO_TCP, IPPROTO_UDP */
-	__u8   scope;	 /* enum scope */
+	__u8 proto;  /* IPPROTO_TCP, IPPROTO_UDP */
+	__u8 scope;  /* enum scope */
+	__u32 svc;   /* written last, with port, proto and scope as one word; 0 = no entry */
+	__u32 reach; /* in a line's first entry: of the keys whose home the line is */
+	__u32 pad;
 };
 
-struct svc_id {		 /* map services, value: never changed in place */
-	__u32 svc;
+struct svc_line { /* map services, by line; mmap-ed */
+	struct svc_entry entry[SVC_LINE_ENTRIES];
 };
 
 enum mode {
@@ -148,8 +158,7 @@ struct nexthop_val {	 /* map nexthops, by index; mmap-ed. Index 0 is never resol
 	__u8   addr[16];  /* the gateway, or the on-link backend: for people and restarts */
 };
 
-/* The five-tuple as it stands in the packet. From daddr on it is a svc_key, so that one
- * key, written once, serves both look-ups. */
+/* The five-tuple as it stands in the packet; dport, proto and scope as in a svc_entry. */
 struct flow_key {	 /* maps flows, nat_fwd and nat_rev, key */
 	__u8   saddr[16];
 	__u8   daddr[16];
@@ -275,6 +284,8 @@ struct sample {		 /* ring samples */
 
 /* Constants of one loaded program: the verifier removes what they rule out. */
 struct lb_config {
+	__u32 services_mask;	/* lines of map services, less one */
+	__u32 pad0;
 	__u64 hash_seed;	 /* equal on all nodes that share VIPs */
 	__u64 nat_key[2];	 /* secret of this node: where a flow's port search begins */
 	__u8  ipip_saddr4[16];	 /* IPv4-mapped; low bits filled from the flow hash */

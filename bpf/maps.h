@@ -26,7 +26,7 @@
 
 ARRAY_MAP(meta, struct meta_val, 1, BPF_F_MMAPABLE);
 ARRAY_MAP(ports, struct ports_val, 2048, BPF_F_MMAPABLE);
-HASH_MAP(services, struct svc_key, struct svc_id, 1024);
+ARRAY_MAP(services, struct svc_line, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(svc, struct svc_val, 1024, BPF_F_MMAPABLE);
 HASH_MAP(names, __u32, struct svc_name, 1024);
 ARRAY_MAP(slots, struct slot_val, 1024, BPF_F_MMAPABLE);

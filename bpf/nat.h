@@ -48,7 +48,7 @@ static __noinline bool claim_port(const struct packet *pkt, struct translation *
 		t->to.sport = bpf_htons(config.nat_port_min +
 					((__u64)random * config.nat_port_count >> 32));
 		reverse(&t->to, &s->key);
-		s->rev.word = (__u64)flow_hash(&s->key, pkt->ipv6) << 32 | t->backend;
+		s->rev.word = (__u64)whole_hash(&s->key, pkt->ipv6) << 32 | t->backend;
 		err = bpf_map_update_elem(&nat_rev, &s->key, &s->rev, BPF_NOEXIST);
 		if (!err)
 			return true;

@@ -22,10 +22,11 @@
 
 struct packet {
 	struct flow_key key __attribute__((aligned(8)));
-	__u32 hash;   /* of key */
-	__u32 ip_len; /* bytes from the IP header to the end of its payload */
-	__u32 seq;    /* TCP only, host order */
-	__u16 l4;     /* offset of the transport header in the frame */
+	__u64 frontend; /* frontend_hash() of key */
+	__u32 hash;	/* flow_hash() of key */
+	__u32 ip_len;	/* bytes from the IP header to the end of its payload */
+	__u32 seq;	/* TCP only, host order */
+	__u16 l4;	/* offset of the transport header in the frame */
 	__u8 tcp_flags;
 	bool ipv6;
 };
@@ -45,22 +46,37 @@ static __always_inline __u64 stir(__u64 x)
 	return x ^ x >> 33;
 }
 
-/* Equal on every node with the same seed. The slot is its top bits. */
-static __always_inline __u32 flow_hash(const struct flow_key *key, bool ipv6)
+static __always_inline __u32 dport_proto_scope(const struct flow_key *key)
 {
-	const __u64 *s = (const __u64 *)key->saddr, *d = (const __u64 *)key->daddr;
-	__u64 ports = (__u64)key->sport << 32 | (__u64)key->dport << 16 | key->proto;
-	__u64 x = config.hash_seed;
+	return *(const __u32 *)&key->dport;
+}
 
-	if (ipv6) {
-		x = stir(x ^ s[0]) ^ s[1];
-		x = stir(x) ^ d[0];
-		x = stir(x) ^ d[1];
-	} else {
-		x ^= (__u64)ipv4_of(key->saddr) << 32 | ipv4_of(key->daddr);
-	}
-	x = stir(stir(x) ^ ports) * 0xc4ceb9fe1a85ec53ULL;
-	return x >> 32;
+/* Of the frontend: where map services has it. lb/frontends.py computes the same. */
+static __always_inline __u64 frontend_hash(const struct flow_key *key, bool ipv6)
+{
+	const __u64 *d = (const __u64 *)key->daddr;
+
+	if (!ipv6)
+		return stir((__u64)ipv4_of(key->daddr) << 32 | dport_proto_scope(key));
+	return stir(stir(stir(d[0]) ^ d[1]) ^ dport_proto_scope(key));
+}
+
+/* Equal on every node with the same seed. The slot is its top bits. */
+static __always_inline __u32 flow_hash(const struct flow_key *key, bool ipv6, __u64 frontend)
+{
+	const __u64 *s = (const __u64 *)key->saddr;
+	__u64 x = frontend ^ config.hash_seed;
+
+	if (ipv6)
+		x = stir(stir(x ^ s[0]) ^ s[1]) ^ key->sport;
+	else
+		x ^= (__u64)ipv4_of(key->saddr) << 32 | key->sport;
+	return stir(x) * 0xc4ceb9fe1a85ec53ULL >> 32;
+}
+
+static __always_inline __u32 whole_hash(const struct flow_key *key, bool ipv6)
+{
+	return flow_hash(key, ipv6, frontend_hash(key, ipv6));
 }
 
 /* Returns whether to go on; if not, `*why` says why the stack gets the packet. */

@@ -89,24 +89,29 @@ static __noinline void take_sample(struct xdp_md *ctx, struct verdict *v)
 	s->svc = v->svc;
 	s->backend = v->backend;
 	s->len = len;
-	s->captured = captured;
+	s->captured = 0;
 	__builtin_memset(s->data, 0, sizeof(s->data));
-	/* clang 14 knows the bound and drops the check; 6.18's verifier has lost it by then ("R4
-	 * unbounded memory access"). */
+	/* clang 14 knows the upper bound and drops its check, and makes one of the two checks,
+	 * captured - 14 <= 82, of a copy: either way the verifier has no bound for `captured`
+	 * itself (6.18: "R4 unbounded memory access"; 6.1: "R3 min value is outside of the allowed
+	 * memory range"; 6.12: "R4 invalid zero-sized read"). Hence a barrier before each. */
 	barrier_var(captured);
-	if (captured > 0 && captured <= SAMPLE_BYTES &&
-	    bpf_xdp_load_bytes(ctx, 0, s->data, captured))
-		s->captured = 0;
+	if (captured >= ETH_HLEN) {
+		barrier_var(captured);
+		if (captured <= SAMPLE_BYTES && !bpf_xdp_load_bytes(ctx, 0, s->data, captured))
+			s->captured = captured;
+	}
 	bpf_ringbuf_submit(s, 0);
 }
 
 static __always_inline int leave(struct xdp_md *ctx, struct verdict v, __u32 len)
 {
 	count(&reasons, v.reason, len);
-	if (v.svc)
-		count(&svc_stats, v.svc, len);
+	/* A service's total is this and its backends'. */
 	if (v.backend)
 		count(&backend_stats, v.backend, len);
+	else if (v.svc)
+		count(&svc_stats, v.svc, len);
 	if (v.action == XDP_DROP)
 		take_sample(ctx, &v);
 	return v.action;

@@ -17,8 +17,10 @@ import numpy as np
 from shunt.kern.maps import Map
 from shunt.kern.objects import Object
 from shunt.lb import maglev, slots
-from shunt.lb.model import Mode
+from shunt.lb.frontends import FrontendTable, lines_for
+from shunt.lb.model import Frontend, Mode, Protocol
 from shunt.lb.slots import State
+from shunt.xdp.resize import service_words
 
 OBJECT = Path(__file__).parent.parent / "xdp/lb.bpf.o"
 
@@ -124,13 +126,15 @@ class Balancer:
         services = 1 << (one.services + 1).bit_length()
         backends = 1 << (one.services * one.backends + 1).bit_length()
         slot_count = one.services << one.log2
-        sizes = dict.fromkeys(("services", "svc", "svc_stats"), services)
+        sizes = dict.fromkeys(("svc", "svc_stats"), services)
+        sizes["services"] = lines_for(services)
         sizes |= {"backends": backends, "backend_stats": backends, "slots": slot_count}
         sizes |= {"restarts": slot_count // 8, "nexthops": 4096, "flows": 1024 if nat else FLOWS}
         return sizes | dict.fromkeys(("nat_fwd", "nat_rev"), FLOWS if nat else 1024)
 
     def _configure(self) -> None:
         config = self.object.variable(".rodata", "config")
+        config["services_mask"] = self.object.spec("services").entries - 1
         config["nat_key"] = (0x0706050403020100, 0x0F0E0D0C0B0A0908)
         config["ipip_saddr4"] = mapped(np.array([int(OUTER4)]))[0]
         config["ipip_saddr6"] = np.frombuffer(OUTER6.packed, np.uint8)
@@ -179,9 +183,7 @@ class Balancer:
         bits = self.maps["ports"].mapped()["bits"]
         for port in (PORT, *(NAT_PORTS if one.mode == Mode.NAT else ())):
             bits[port >> 6] |= np.uint64(1 << (port & 63))
-        services = self.maps["services"]
-        keys, values = services.new_keys(one.services), services.new_values(one.services)
-        keys["vip"] = row(VIPS6 if one.ipv6 else VIPS4, ids - 1)
-        keys["port"], keys["proto"] = PORT, 6
-        values["svc"] = ids
-        services.update_many(keys, values)
+        table = FrontendTable(service_words(self.maps["services"]))
+        first = VIPS6 if one.ipv6 else VIPS4
+        for i in range(one.services):
+            table.put(Frontend(first + i, PORT, Protocol.TCP), i + 1)

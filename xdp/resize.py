@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shunt.kern import libbpf
 from shunt.kern.maps import Map
 from shunt.lb.errors import ShuntError
+from shunt.lb.frontends import LINE_ENTRIES, WORDS, FrontendTable
 
 LEARNING = ("flows", "nat_rev", "nat_fwd")  # a translation's claim before the translation
 
@@ -23,7 +25,11 @@ def carry(old: Map, new: Map) -> None:
 
     Raises: ShuntError if it does not fit. `old` is untouched.
     """
-    if old.spec.type == libbpf.MAP_ARRAY:
+    if old.spec.name == "services":  # where an entry stands depends on the size
+        table = FrontendTable(service_words(new))
+        for frontend, svc in FrontendTable(service_words(old)).items():
+            table.put(frontend, svc)
+    elif old.spec.type == libbpf.MAP_ARRAY:
         shared = min(old.spec.entries, new.spec.entries)
         rest = old.mapped()[shared:]
         size = old.spec.value.itemsize
@@ -37,6 +43,11 @@ def carry(old: Map, new: Map) -> None:
             raise _does_not_fit(old, new, count)
         for keys, values in old.batches():
             new.update_many(keys, values)
+
+
+def service_words(services: Map) -> NDArray[np.uint64]:
+    """Map services as `FrontendTable` takes it."""
+    return services.mapped().view(np.uint64).reshape(-1, LINE_ENTRIES, WORDS)
 
 
 def carry_rest(old: Map, new: Map) -> None:

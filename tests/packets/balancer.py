@@ -20,6 +20,9 @@ from scapy.packet import Packet
 from shunt.kern.objects import Object
 from shunt.kern.ring import Ring
 from shunt.kern.testrun import run_xdp
+from shunt.lb.frontends import FrontendTable
+from shunt.lb.model import Frontend, Protocol
+from shunt.xdp.resize import service_words
 from tests.packets.frames import OWN_MAC, verify
 
 OBJECT = Path(__file__).resolve().parents[2] / "xdp/lb.bpf.o"
@@ -132,6 +135,7 @@ class Balancer:
             int(settings["nat_port_min"]) + int(settings["nat_port_count"]),
         )
         self.object.set_entries(sizes or {})
+        settings["services_mask"] = self.object.spec("services").entries - 1
         self.object.load()
         self.clock = self.object.variable(".bss", "test_now_ns")
         self.clock[...] = START_NS
@@ -232,11 +236,8 @@ class Balancer:
         return service
 
     def add_frontend(self, service: Service, vip: str, port: int, proto: int = TCP) -> None:
-        services = self.map("services")
-        key, value = services.new_keys(1), services.new_values(1)
-        key["vip"], key["port"], key["proto"] = mapped(vip), port, proto
-        value["svc"] = service.id
-        services.update(key, value)
+        frontend = Frontend(ip_address(vip), port, Protocol(proto))
+        FrontendTable(service_words(self.map("services"))).put(frontend, service.id)
         self.open_port(proto, port)
 
     # Packets -------------------------------------------------------------------------------

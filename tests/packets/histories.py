@@ -65,6 +65,7 @@ class Lab:
         self.obj = Object(self.path)
         config = self.obj.variable(".rodata", "config")
         config["test_clock"], config["inserts_per_s"] = 1, 1 << 30
+        config["services_mask"] = self.obj.spec("services").entries - 1
         self.obj.set_entries({"flows": FLOW_TABLE, "slots": 1 << 14, "restarts": 1 << 11})
         self.obj.load()
         self.clock = self.obj.variable(".bss", "test_now_ns")
@@ -229,7 +230,7 @@ class _Run:
     def traffic(self) -> str | None:
         """A packet of a new flow, or of a live one."""
         lab, rnd = self.lab, self.rnd
-        full = rnd.random() < 0.05
+        full = rnd.random() < (0.3 if lab.failing else 0.05)
         if rnd.random() < 0.35:
             return self._open(full)
         if not self.live:

@@ -60,7 +60,9 @@ class World:
     def __init__(self) -> None:
         self.fresh = 2000
         self.obj = Object(LB)
-        self.obj.variable(".rodata", "config")["inserts_per_s"] = 1 << 30
+        config = self.obj.variable(".rodata", "config")
+        config["inserts_per_s"] = 1 << 30
+        config["services_mask"] = self.obj.spec("services").entries - 1
         self.obj.set_entries({"slots": 1 << 10, "restarts": 1 << 7})
         self.obj.load()
         hop = self.obj.maps["nexthops"].mapped()
