@@ -80,6 +80,11 @@ def pair() -> Iterator[tuple[Namespace, Namespace]]:
             "route add default via 10.9.0.1",
             "route add default via fd09::1",
         )
+        # An IPv6 address is this host's only once the device's carrier has been noticed.
+        deadline = time.monotonic() + 5
+        while "local" not in backend.run("ip", "route", "get", "fd09::2", check=False).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         yield balancer, backend
 
 

@@ -7,6 +7,7 @@ import ctypes
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -55,3 +56,16 @@ def _prepare(ip: Sequence[str], settings: dict[str, str]) -> None:
         raise RuntimeError(f"{done.stderr} in:\n{commands}")
     for name, value in settings.items():
         Path("/proc/sys/net", name).write_text(value)
+    for command in ip:
+        if command.startswith("address add ") and ":" in command:
+            _wait_for_address(command.split()[2].partition("/")[0])
+
+
+def _wait_for_address(address: str) -> None:
+    """An IPv6 address is this host's only once the device's carrier has been noticed."""
+    deadline = time.monotonic() + 5
+    show = ["ip", "-6", "route", "get", address]
+    while "local" not in subprocess.run(show, capture_output=True, text=True, check=False).stdout:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{address} does not become an address of the namespace")
+        time.sleep(0.01)
