@@ -235,9 +235,9 @@ class Planner:
             self._member(target, place, member, ids, draft)
         leaving = [e for e in place.backends if e not in {m.endpoint for m in target.members}]
         self._slots(target, place, ids, draft, now_ns)
-        for frontend in sorted(target.frontends - place.frontends):
+        for frontend in sorted(target.frontends - place.frontends, key=str):
             draft.going_in.append(PutFrontend(frontend, target.name, place.svc))
-        for frontend in sorted(place.frontends - target.frontends):
+        for frontend in sorted(place.frontends - target.frontends, key=str):
             draft.dropping.append(DropFrontend(frontend, target.name))
         for endpoint in leaving:
             self._leave(target, place, endpoint, draft, condition, gone)
@@ -348,7 +348,7 @@ class Planner:
         return first
 
     def _remove(self, place: Placed, draft: _Draft) -> None:
-        for frontend in sorted(place.frontends):
+        for frontend in sorted(place.frontends, key=str):
             draft.dropping.append(DropFrontend(frontend, place.name))
         draft.after.append(ClearService(place.name, place.svc))
         for endpoint, i in place.backends.items():
