@@ -130,7 +130,7 @@ class Applier:
         """Keep the port set: a port's bit is there while a frontend has the port."""
         key = frontend.protocol, frontend.port
         self.tables.served[key] += change
-        set_port(self.tables, frontend.protocol, frontend.port, self.tables.served[key] > 0)
+        set_port(self.tables, frontend.protocol, frontend.port)
 
     @do.register
     def _(self, _write: plan.Grace) -> None:
@@ -176,9 +176,22 @@ class Applier:
         t.regions.give(write.first, write.log2)
 
 
-def set_port(tables: Tables, protocol: Protocol, port: int, served: bool) -> None:
-    """Set or clear a port's bit by one store; see struct ports_val."""
+def set_port(tables: Tables, protocol: Protocol, port: int) -> None:
+    """Bring a port's bit to what it should be, by one store; see struct ports_val."""
     index = (1024 if protocol is Protocol.UDP else 0) + (port >> 6)
     bit = np.uint64(1 << (port & 63))
     word = tables.ports[index]
+    served = tables.served[protocol, port] > 0 or port in tables.nat_ports
     tables.ports[index] = word | bit if served else word & ~bit
+
+
+def sync_ports(tables: Tables, nat_ports: range) -> None:
+    """Bring the whole port set to what it should be, with `nat_ports` for replies to `nat`."""
+    tables.nat_ports = nat_ports
+    want = np.zeros(len(tables.ports), np.uint64)
+    pairs = [pair for pair, count in tables.served.items() if count > 0]
+    for protocol, port in (*pairs, *((p, n) for p in Protocol for n in nat_ports)):
+        word = (1024 if protocol is Protocol.UDP else 0) + (port >> 6)
+        want[word] |= np.uint64(1 << (port & 63))
+    index = np.flatnonzero(want != tables.ports)
+    tables.ports[index] = want[index]

@@ -92,7 +92,7 @@ class Daemon:
 
     async def request_reload(self) -> list[str]:
         """Load the files now; returns the errors, none if they are in force."""
-        self.load()
+        await self.load()
         return self.node.errors
 
     async def _reloading(self) -> None:
@@ -100,19 +100,20 @@ class Daemon:
             await self._reload.wait()
             await asyncio.sleep(COALESCE_S)
             self._reload.clear()
-            self.load()
+            await self.load()
 
-    def load(self) -> None:
+    async def load(self) -> None:
         """Put the files in force, or say why not."""
         self.node.counts.reloads += 1
         try:
-            configuration = self.source.load()
+            configuration = await asyncio.to_thread(self.source.load)
             if configuration == self.node.configuration:
                 self.node.errors = []
                 return
             self.node.configure(configuration)
         except ConfigErrors as e:
-            self._refuse([str(error) for error in e.errors])
+            in_force = f"the running configuration (generation {self.node.generation})"
+            self._refuse([error.text(f"{in_force} is still in force") for error in e.errors])
         except ShuntError as e:
             self._refuse([str(e)])
         else:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from shunt.agent.apply import Applier, set_port
+from shunt.agent.apply import Applier, sync_ports
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
 from shunt.agent.plan import Planner
 from shunt.agent.probe import Prober
@@ -111,8 +111,12 @@ class Node:
         Raises: ShuntError if it cannot be; the one before stays in force.
         """
         before = self.configuration
+        settings = configuration.settings
+        changed = before is None or before.settings != settings
         if before is not None:
             self._check_change(before, configuration)
+            if changed:
+                self.datapath.load(settings)
         self.configuration = configuration
         try:
             self._watch(configuration)
@@ -123,11 +127,10 @@ class Node:
                 self._watch(before)
                 self.want = self._compile(before)
             raise
-        settings = configuration.settings
-        if before is None or before.settings != settings:
-            if before is not None:
-                self.datapath.load(settings)
-            self._serve_nat_ports(before, configuration)
+        uses_nat = any(s.mode is Mode.NAT for s in configuration.services)
+        last = settings.nat_port_max if uses_nat else settings.nat_port_min - 1
+        sync_ports(self.tables, range(settings.nat_port_min, last + 1))
+        if changed:
             self.datapath.attach(settings.interfaces, settings.xdp_mode)
         self.generation += 1
         self.tables.meta["generation"][0] = self.generation
@@ -142,19 +145,6 @@ class Node:
                     f"it is {old}, and the file now says {new}",
                     "restart shuntd for it (packets go on meanwhile), or put it back",
                 )
-
-    def _serve_nat_ports(self, before: Configuration | None, after: Configuration) -> None:
-        """The port set also holds the ports that replies to `nat` come back to."""
-        if before is not None:
-            old = before.settings
-            for port in range(old.nat_port_min, old.nat_port_max + 1):
-                for protocol in Protocol:
-                    served = self.tables.served[protocol, port] > 0
-                    set_port(self.tables, protocol, port, served)
-        new = after.settings
-        for protocol in Protocol:
-            for port in range(new.nat_port_min, new.nat_port_max + 1):
-                set_port(self.tables, protocol, port, True)
 
     def swap_programs(self) -> None:
         """Load the program anew from its file, on the same maps, and swap every interface to it.
@@ -177,7 +167,7 @@ class Node:
 
     def obstacle(self, name: str, endpoint: Endpoint) -> ShuntError | None:
         """Why no packet can be sent to a backend at all, health aside."""
-        hop = self.nexthops.current().get(endpoint.address)
+        hop = self.nexthops.get(endpoint.address)
         if isinstance(hop, ShuntError):
             return hop
         service = self._service(name)

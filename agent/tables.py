@@ -74,6 +74,7 @@ class Tables:
         self.placed: dict[str, Placed] = {}
         self.unsettled: set[str] = set()
         self.served: Counter[tuple[Protocol, int]] = Counter()
+        self.nat_ports = range(0)  # where replies to `nat` come back to
         self.stale_frontends: list[Frontend] = []  # keys that name no service: a crash left them
         self.retired_backends: dict[int, int] = {}  # id -> when, ns
         self.retired_services: dict[int, int] = {}
