@@ -105,7 +105,7 @@ def prepare(stack: contextlib.ExitStack, lab: Lab, view: View) -> Script:
     lab.add_vips(dsr_vips())
     servers = stack.enter_context(running(lab.backends, lab.directory))
     for host in lab.backends:
-        attach_decap(host)
+        attach_decap(lab, host)
         view.states[host.role] = "nginx"
     view.say(f"{len(servers)} backends: nginx, and an echo server for TCP and UDP")
     documents = [service.document(lab.backends) for service in SERVICES]

@@ -22,6 +22,7 @@ import aiohttp
 import msgspec
 
 from shunt.lab.reports import (
+    Answered,
     Answers,
     Failure,
     Kind,
@@ -58,6 +59,7 @@ class Generator:
         self.answers: Counter[tuple[str, Kind, str]] = Counter()
         self.reports: list[Report] = []
         self.flow_numbers = itertools.count(1)
+        self.flows: dict[int, float] = {}  # open ones: when what was answered last was sent
         self.encoder = msgspec.json.Encoder()
         self.ending = asyncio.Event()
 
@@ -89,6 +91,8 @@ class Generator:
     def _flush(self) -> None:
         answers = [Answers(*key, count) for key, count in self.answers.items()]
         reports: list[Report] = [*self.reports, *answers]
+        if self.flows:
+            reports.append(Answered(min(self.flows.values())))
         self.reports, self.answers = [], Counter()
         sys.stdout.buffer.write(self.encoder.encode_lines(reports))
         sys.stdout.buffer.flush()
@@ -225,9 +229,11 @@ class Account:
             )
         elif backend != self.backend:
             raise LostError(Reason.MOVED, f"{self.backend}, then {backend}")
+        self.generator.flows[self.flow] = self.started_s
         self.answered(backend)
 
     def lost(self, reason: Reason, detail: str = "") -> None:
+        self.generator.flows.pop(self.flow, None)
         self.generator.reports.append(
             Failure(
                 self.target.name,

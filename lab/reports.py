@@ -88,6 +88,12 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
     detail: str = ""
 
 
+class Answered(msgspec.Struct, frozen=True, tag=True):
+    """Each open flow had an answer to what it sent at this time (CLOCK_MONOTONIC), or later."""
+
+    since_s: float
+
+
 class Resent(msgspec.Struct, frozen=True, tag=True):
     """A datagram was sent again."""
 
@@ -95,4 +101,4 @@ class Resent(msgspec.Struct, frozen=True, tag=True):
     kind: Kind
 
 
-Report = Answers | Opened | Failure | Resent
+Report = Answers | Opened | Failure | Answered | Resent

@@ -114,7 +114,7 @@ class Script:
             new = self.servers[host.role] = Servers(host, self.lab.directory)
             new.start()
             new.wait_ready()
-            attach_decap(host)
+            attach_decap(self.lab, host)
             self.view.states[host.role] = "nginx"
             for daemon in self.daemons.values():
                 daemon.write_services([s.document(self.lab.backends) for s in SERVICES])
@@ -139,7 +139,7 @@ class Script:
         with self._step("shuntd swaps its programs on both nodes") as step:
             before = {role: daemon.program() for role, daemon in self.daemons.items()}
             for daemon in self.daemons.values():
-                daemon.cli("program", "swap")
+                daemon.swap()
             for role, daemon in self.daemons.items():
                 if daemon.program() == before[role]:
                     step.broken.append(f"{role} still runs program {before[role]}")

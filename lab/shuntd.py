@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -16,9 +14,11 @@ from typing import Any
 
 import yaml
 
+from shunt.cli.client import Client, Unreachable
 from shunt.lab.netns import Process
 from shunt.lab.topology import BPFFS, Host, Lab, remove_tree
 from shunt.lb.errors import ShuntError
+from shunt.xdp import decap
 
 # A lab's traffic is small; tables of the default size would take seconds to age and to dump.
 SETTINGS: Mapping[str, Any] = {
@@ -38,6 +38,8 @@ class Shuntd:
         self.services = self.directory / "services.d"
         self.run = self.directory / "run"
         self.log = self.directory / "shuntd.log"
+        # Where something is asked again and again: the command takes a Python's start each time.
+        self.client = Client(self.run / "shunt.sock")
         self.process: Process | None = None
         self.services.mkdir(parents=True)
         self.configure({})
@@ -70,8 +72,8 @@ class Shuntd:
 
     def answers(self) -> bool:
         try:
-            self.api("GET", "/v1/errors")
-        except OSError:
+            self.client.get("errors")
+        except Unreachable:
             return False
         return True
 
@@ -109,15 +111,17 @@ class Shuntd:
 
     def backends(self) -> list[dict[str, Any]]:
         """Every backend of every service, as the API tells them."""
-        found: list[dict[str, Any]] = self.api("GET", "/v1/backends")["backends"]
+        found: list[dict[str, Any]] = self.client.get("backends")["backends"]
         return found
 
     def drain(self, host: Host) -> None:
-        """Drain a backend in every service, by the command that an operator would give."""
-        own = {str(address) for address in host.addresses}
-        for row in self.backends():
-            if row["address"] in own:
-                self.cli("backend", "drain", row["service"], row["backend"])
+        """Send a backend no new connections, in any service."""
+        for address in host.addresses:
+            self.cli("backend", "drain", str(address))
+
+    def swap(self) -> None:
+        """Load the program anew, and put it in the old one's place."""
+        self.cli("program", "swap")
 
     def program(self) -> int:
         """The id of the XDP program on the interface, as the kernel has it."""
@@ -158,33 +162,6 @@ class Shuntd:
             timeout_s=timeout_s,
         )
 
-    def api(self, method: str, path: str, body: Any = None) -> Any:
-        """The daemon's API. Cheaper than `cli` where something is asked again and again.
-
-        Raises: OSError if nobody listens; ShuntError with the answer, if that is an error.
-        """
-        connection = _UnixConnection(self.run / "shunt.sock")
-        with contextlib.closing(connection):
-            connection.request(method, path, None if body is None else json.dumps(body))
-            response = connection.getresponse()
-            found = json.loads(response.read())
-        if response.status != 200:
-            raise ShuntError(f"{method} {path}: {response.status}", why=str(found))
-        return found
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=10)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
-
 
 @contextlib.contextmanager
 def daemons(
@@ -205,9 +182,13 @@ def daemons(
             daemon.power_off()
 
 
-def attach_decap(host: Host) -> None:
-    """Let a backend take packets out of their outer header, in XDP; it ends with the backend."""
-    host.namespace.run(sys.executable, "-m", "shunt.cli.main", "decap", "--iface", "eth0")
+def attach_decap(lab: Lab, host: Host) -> None:
+    """Let a backend take packets out of their outer header, as `shunt decap` does.
+
+    It goes with the lab: the pin has the lab's name.
+    """
+    with host.namespace.inside():
+        decap.attach("eth0", bpffs=BPFFS / f"{lab.name}-{host.role}")
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 
 from shunt.lab.netns import Namespace, Process
-from shunt.lab.reports import FLOWS, Answers, Failure, Kind, Opened, Plan, Report, Resent
+from shunt.lab.reports import FLOWS, Answered, Answers, Failure, Kind, Opened, Plan, Report, Resent
 from shunt.lb.errors import ShuntError
 
 Counts = Counter[tuple[str, Kind, str]]
@@ -36,6 +36,7 @@ class Traffic:
         self._failures: list[Failure] = []
         self._flows: dict[int, Opened] = {}
         self._live: set[int] = set()
+        self._answered_s = 0.0
 
     def __enter__(self) -> Self:
         argv = [sys.executable, "-m", "shunt.lab.generator"]
@@ -81,6 +82,8 @@ class Traffic:
                 case Failure(flow=flow):
                     self._failures.append(report)
                     self._live.discard(flow)
+                case Answered(since_s):
+                    self._answered_s = since_s
                 case Resent(target=target):
                     self._resent[target] += 1
 
@@ -106,6 +109,11 @@ class Traffic:
         """The flows that are up now."""
         with self._lock:
             return [self._flows[flow] for flow in sorted(self._live)]
+
+    def wait_answered(self, timeout_s: float = 15.0) -> None:
+        """Until every flow that is up then had an answer to something it sent after this call."""
+        after_s = time.monotonic()
+        self.wait_until(lambda t: t._answered_s > after_s, "every flow was answered", timeout_s)
 
     def check(self) -> None:
         """Raises: ShuntError if the generator itself has ended: silence is then no success."""

@@ -23,12 +23,20 @@ class Excuse:
     covers: Callable[[Failure, Opened | None], bool]
 
 
+# A flow through a lost node is lost with its next message, which it sends within this time.
+NEXT_MESSAGE_S = 2.0
+
+
 def nat_through(role: str, flows: Set[int], nat: Set[str], until_s: float) -> Excuse:
-    """Translations end with their node: these flows, and nat requests under way at `until_s`."""
+    """Translations end with their node: these flows, and nat requests under way at `until_s`.
+
+    A flow that outlives its next message has a translation on another node (UDP may go on like
+    that), and no excuse any more.
+    """
 
     def covers(failure: Failure, flow: Opened | None) -> bool:
         if flow:
-            return failure.flow in flows
+            return failure.flow in flows and failure.started_s <= until_s + NEXT_MESSAGE_S
         return failure.target in nat and failure.started_s <= until_s
 
     return Excuse(f"with nat through {role}", covers)
