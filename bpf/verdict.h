@@ -109,9 +109,10 @@ static __always_inline int leave(struct xdp_md *ctx, struct verdict v, __u32 len
 	count(&reasons, v.reason, len);
 	/* A service's total is this and its backends'. */
 	if (v.backend)
-		count(&backend_stats, v.backend, len);
+		count(&backend_stats, bpf_get_smp_processor_id() * config.backends + v.backend,
+		      len);
 	else if (v.svc)
-		count(&svc_stats, v.svc, len);
+		count(&svc_stats, bpf_get_smp_processor_id() * config.services + v.svc, len);
 	if (v.action == XDP_DROP)
 		take_sample(ctx, &v);
 	return v.action;
