@@ -43,7 +43,7 @@ static __noinline bool claim_port(const struct packet *pkt, struct translation *
 	 * "infinite loop detected"). */
 	for (__u64 attempt = 0; attempt < NAT_ATTEMPTS; attempt++) {
 		__u32 random = port_hash(&pkt->key, attempt) >> 32;
-		long err;
+		int err; /* before 6.4 only the lower half of a map function's result is its own */
 
 		t->to.sport = bpf_htons(config.nat_port_min +
 					((__u64)random * config.nat_port_count >> 32));
@@ -87,7 +87,7 @@ static __noinline bool nat_create(struct xdp_md *ctx, const struct packet *pkt,
 	__u32 hop_index = b ? b->nexthop : 0, zero = 0;
 	struct nexthop_val *nh = bpf_map_lookup_elem(&nexthops, &hop_index);
 	struct nat_scratch *s = bpf_map_lookup_elem(&scratch, &zero);
-	long err;
+	int err;
 
 	*why = REASON_DROP_NAT_NO_SOURCE;
 	if (!b || !nh || !s || is_zero(nh->saddr))
