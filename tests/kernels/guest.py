@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,30 +73,32 @@ def run_in_guest(
     timeout_s: float = 900,
     memory_mib: int = 2048,
     processors: int = 2,
+    prefix: str = "",
 ) -> Outcome:
     """Boot a kernel of `series` and run `command` in it.
 
-    Files that the command leaves in the folder $GUEST_RESULTS come back in the outcome.
+    Its output is printed as it comes, each line after `prefix`. Files that it leaves in the
+    folder $GUEST_RESULTS come back in the outcome.
 
     Raises: ShuntError if the guest does not boot, does not finish in time, or runs a kernel
             that is not of the series. The command's own failure is no error: see `status`.
     """
-    with _one_at_a_time():
+    with _images_locked():
         kernel = images.kernel(series)
         disks = [images.root_image(), kernel.modules, images.venv_image()]
-        with tempfile.TemporaryDirectory(prefix="shunt-guest-") as folder:
-            job, results, console = (Path(folder) / n for n in ("job", "results", "console"))
-            _write_job(job, command)
-            with results.open("wb") as file:
-                file.truncate(RESULTS_BYTES)
-            argv = _qemu(kernel, console, memory_mib, processors)
-            # Writes to the root disk go to a temporary file; only `results` is kept.
-            argv += _disk(disks[0], "snapshot=on")
-            for disk in (*disks[1:], job):
-                argv += _disk(disk, "readonly=on")
-            argv += _disk(results, "cache=unsafe")
-            _boot(argv, timeout_s, console)
-            outcome = _read(results, console)
+    with tempfile.TemporaryDirectory(prefix="shunt-guest-") as folder:
+        job, results, console = (Path(folder) / name for name in ("job", "results", "console"))
+        _write_job(job, command)
+        with results.open("wb") as file:
+            file.truncate(RESULTS_BYTES)
+        argv = _qemu(kernel, console, memory_mib, processors)
+        # Writes to the root disk go to a temporary file; only `results` is kept.
+        argv += _disk(disks[0], "snapshot=on")
+        for disk in (*disks[1:], job):
+            argv += _disk(disk, "readonly=on")
+        argv += _disk(results, "cache=unsafe")
+        _boot(argv, timeout_s, console, prefix)
+        outcome = _read(results, console)
     if not outcome.release.startswith(f"{series}."):
         raise ShuntError(
             f"the guest ran kernel {outcome.release}, not {series}",
@@ -106,8 +109,8 @@ def run_in_guest(
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Guests share the cached images; a second run waits."""
+def _images_locked() -> Iterator[None]:
+    """Two runs don't make the same image at once. A finished one is only ever read."""
     with (images.cache() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -155,19 +158,36 @@ def _disk(path: Path, option: str) -> list[str]:
     return ["-drive", f"file={path},format=raw,if=virtio,{option}"]
 
 
-def _boot(argv: Sequence[str], timeout_s: float, console: Path) -> None:
-    try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
+def _boot(argv: Sequence[str], timeout_s: float, console: Path, prefix: str) -> None:
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as guest:
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            guest.kill()
+
+        timer = threading.Timer(timeout_s, give_up)
+        timer.start()
+        try:
+            for line in guest.stdout or ():
+                print(f"{prefix}{line}", end="", flush=True)
+        except BaseException:
+            guest.kill()  # or leaving this block would wait for it
+            raise
+        finally:
+            timer.cancel()
+    if late.is_set():
         raise ShuntError(
             f"the guest did not finish within {timeout_s:g} s",
             why=f"its console ended with:\n{_tail(console)}",
             fix="give it more time with --timeout, or less to do",
-        ) from None
-    if done.returncode:
+        )
+    if guest.returncode:
         raise ShuntError(
             "the guest could not be started",
-            why=f"qemu-system-x86_64 ended with exit code {done.returncode}; see its message above",
+            why=f"qemu-system-x86_64 ended with exit code {guest.returncode}; its message is above",
             fix="install what `make test-kernels` lists",
         )
 

@@ -6,10 +6,12 @@ skipped (tests/conftest.py sees to that in the guest), and what is listed must r
 a feature that a kernel turns out to have comes off the list.
 """
 
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -21,10 +23,19 @@ from tests.kernels import guest, images
 
 EXPECTED_SKIPS = Path(__file__).resolve().parents[1] / "expected_skips.yaml"
 # Emulated processors are some ten times slower than real ones; this is the limit of one kernel.
-TIMEOUT_S = 1200
+TIMEOUT_S = 1500
 
 PYTEST = (
-    *("python", "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", "--durations=5"),
+    *(
+        "python",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=600",
+        "--durations=5",
+        "--tb=short",
+    ),
     *("--junit-xml=/job/results/junit.xml", "tests/packets"),
 )
 
@@ -65,9 +76,12 @@ def judge(junit: bytes, status: int, lacking: Sequence[str]) -> Verdict:
 
 
 def try_kernel(series: str) -> Verdict:
-    print(f"--- kernel {series}: booting", flush=True)
+    """Boot one kernel and run the tests there. What goes wrong is in the verdict."""
     begun = time.monotonic()
-    outcome = guest.run_in_guest(series, PYTEST, timeout_s=TIMEOUT_S)
+    try:
+        outcome = guest.run_in_guest(series, PYTEST, timeout_s=TIMEOUT_S, prefix=f"{series} | ")
+    except ShuntError as error:
+        return Verdict({"failed": 1}, [str(error)])
     took_s = time.monotonic() - begun
     if "junit.xml" not in outcome.files:
         return Verdict({}, [f"pytest left no report; its exit status was {outcome.status}"])
@@ -84,16 +98,16 @@ def _words(counts: Mapping[str, int]) -> str:
 def main(series: Sequence[str]) -> int:
     totals: Counter[str] = Counter()
     wrong = False
-    for kernel in series or images.SERIES:
-        try:
-            verdict = try_kernel(kernel)
-        except ShuntError as error:
-            verdict = Verdict({"failed": 1}, [str(error)])
+    kernels = list(series or images.SERIES)
+    # The tests run on one processor, so the guests don't stand in each other's way.
+    with ThreadPoolExecutor(min(len(kernels), os.cpu_count() or 1)) as pool:
+        verdicts = list(pool.map(try_kernel, kernels))
+    for kernel, verdict in zip(kernels, verdicts, strict=True):
         totals.update(verdict.counts)
         for complaint in verdict.complaints:
             wrong = True
             print(f"--- kernel {kernel}: {complaint}", flush=True)
-    print(f"=== kernels {', '.join(series or images.SERIES)}: {_words(totals)} ===")
+    print(f"=== kernels {', '.join(kernels)}: {_words(totals)} ===")
     return 1 if wrong or totals["failed"] else 0
 
 
