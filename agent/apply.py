@@ -50,8 +50,7 @@ class Applier:
         value = names.new_values(1)[0]
         value["name"] = write.name.encode()
         names.update(write.svc, value)
-        stats = self.tables.maps["svc_stats"]
-        stats.clear(write.svc)
+        self.tables.svc_stats[:, write.svc] = 0
         self.tables.placed[write.name] = Placed(write.svc, write.name)
 
     @do.register
@@ -64,7 +63,7 @@ class Applier:
         records["port"][i] = write.endpoint.port
         records["weight"][i] = write.weight
         records["flags"][i] = write.flags  # last: it makes the rest valid
-        self.tables.maps["backend_stats"].clear(i)
+        self.tables.backend_stats[:, i] = 0
         self.tables.placed[write.name].backends[write.endpoint] = i
 
     @do.register
@@ -157,12 +156,10 @@ class Applier:
 
     def _fold_stats(self, backend: int) -> None:
         """A service's counters do not go down when a backend goes."""
-        maps, svc = self.tables.maps, int(self.tables.backends["svc"][backend])
-        gone, kept = maps["backend_stats"].lookup(backend), maps["svc_stats"].lookup(svc)
-        if gone is not None and kept is not None:
-            for name in gone.dtype.names or ():
-                kept[name][0] += gone[name].sum()
-            maps["svc_stats"].update(svc, kept)
+        t = self.tables
+        kept, gone = t.svc_stats[0], t.backend_stats[:, backend]
+        for name in gone.dtype.names or ():
+            kept[name][t.backends["svc"][backend]] += gone[name].sum()
 
     @do.register
     def _(self, write: plan.GiveRegion) -> None:

@@ -21,7 +21,6 @@ from shunt.agent.nexthops import NextHop
 from shunt.agent.node import Node
 from shunt.agent.tables import Placed, Tables
 from shunt.kern.btf import Btf
-from shunt.kern.maps import Map
 from shunt.lb import slots as slot
 from shunt.lb.compile import Endpoint, target_name
 from shunt.lb.errors import ShuntError
@@ -72,14 +71,14 @@ async def services(node: Node) -> list[Json]:
         shown.append((_service(node, service), _places(node, service)))
         if n % BATCH == BATCH - 1:
             await asyncio.sleep(0)
-    await _add_service_counts(node, shown)
+    _add_service_counts(node, shown)
     return [json for json, _ in shown]
 
 
 async def service(node: Node, found: Service) -> Json:
     """One service with its backends."""
     shown = _service(node, found)
-    await _add_service_counts(node, [(shown, _places(node, found))])
+    _add_service_counts(node, [(shown, _places(node, found))])
     check = found.health
     shown["health"] = check and {
         "type": check.kind,
@@ -103,7 +102,8 @@ async def backends(node: Node, of: Iterable[Service]) -> list[Json]:
             shown.append((_backend(node, found, seen, share, hops), seen.ids))
         if n % BATCH == BATCH - 1:
             await asyncio.sleep(0)
-    await _add_counts(node.tables.maps["backend_stats"], shown)
+    for json, ids in shown:
+        _add_counts(node.tables.backend_stats, json, ids)
     return [json for json, _ in shown]
 
 
@@ -215,34 +215,16 @@ def nexthop(hop: NextHop | ShuntError | None) -> Json | None:
     }
 
 
-async def _add_service_counts(node: Node, shown: Sequence[tuple[Json, list[Placed]]]) -> None:
+def _add_service_counts(node: Node, shown: Sequence[tuple[Json, list[Placed]]]) -> None:
     """A service's total: what no backend got, and its backends'."""
-    maps = node.tables.maps
-    await _add_counts(maps["svc_stats"], [(json, [p.svc for p in at]) for json, at in shown])
-    await _add_counts(
-        maps["backend_stats"],
-        [(json, [i for p in at for i in p.backends.values()]) for json, at in shown],
-    )
+    tables = node.tables
+    for json, places in shown:
+        _add_counts(tables.svc_stats, json, [place.svc for place in places])
+        _add_counts(tables.backend_stats, json, [i for p in places for i in p.backends.values()])
 
 
-async def _add_counts(stats: Map, shown: Sequence[tuple[Json, list[int]]]) -> None:
+def _add_counts(stats: Any, json: Json, ids: Sequence[int]) -> None:
     """Add packets and bytes, summed over ids and processors."""
-    wanted = sorted({i for _, ids in shown for i in ids})
-    packets: dict[int, int] = {}
-    octets: dict[int, int] = {}
-    if len(wanted) <= FEW:
-        for i in wanted:
-            value = stats.lookup(i)
-            if value is not None:
-                packets[i], octets[i] = int(value["packets"].sum()), int(value["bytes"].sum())
-    else:
-        for keys, values in stats.batches():
-            ids = keys.tolist()
-            packets |= zip(ids, values["packets"].sum(axis=1).tolist(), strict=True)
-            octets |= zip(ids, values["bytes"].sum(axis=1).tolist(), strict=True)
-            if ids[-1] >= wanted[-1]:  # an array's keys come in order
-                break
-            await asyncio.sleep(0)
-    for json, ids in shown:
-        json["packets"] = json.get("packets", 0) + sum(packets.get(i, 0) for i in ids)
-        json["bytes"] = json.get("bytes", 0) + sum(octets.get(i, 0) for i in ids)
+    counts = stats[:, ids]
+    for name in ("packets", "bytes"):
+        json[name] = json.get(name, 0) + int(counts[name].sum())

@@ -66,6 +66,11 @@ class Tables:
         self.words: NDArray[np.uint64] = maps["slots"].mapped()["word"]
         self.restarts: NDArray[np.uint8] = maps["restarts"].mapped().view(np.uint8).reshape(-1)
         self.backends: NDArray[Any] = maps["backends"].mapped()
+        # Counters, by processor and id.
+        self.svc_stats: NDArray[Any] = maps["svc_stats"].mapped().reshape(-1, len(self.svc))
+        self.backend_stats: NDArray[Any] = (
+            maps["backend_stats"].mapped().reshape(-1, len(self.backends))
+        )
         self.nexthops: NDArray[Any] = maps["nexthops"].mapped()
         self.ports: NDArray[np.uint64] = maps["ports"].mapped()["bits"]
         self.frontends = FrontendTable(service_words(maps["services"]))

@@ -247,10 +247,13 @@ struct meta_val {	 /* map meta: one element; mmap-ed */
 	__u64 hash_seed; /* the flows in these maps were hashed with it */
 };
 
-struct count {		 /* maps reasons, svc_stats, backend_stats: per processor */
+struct count {		 /* map reasons, per processor; maps svc_stats, backend_stats, below */
 	__u64 packets;
 	__u64 bytes;
 };
+
+/* Maps svc_stats and backend_stats are flat and mmap-ed: processor * elements + id. A per-processor
+ * map would read a pointer first, one more cache line for every packet. */
 
 struct event_count {	 /* map events: per processor */
 	__u64 times;
@@ -285,6 +288,8 @@ struct sample {		 /* ring samples */
 /* Constants of one loaded program: the verifier removes what they rule out. */
 struct lb_config {
 	__u32 services_mask;	/* lines of map services, less one */
+	__u32 services;		/* elements of map svc */
+	__u32 backends;		/* elements of map backends */
 	__u32 pad0;
 	__u64 hash_seed;	 /* equal on all nodes that share VIPs */
 	__u64 nat_key[2];	 /* secret of this node: where a flow's port search begins */

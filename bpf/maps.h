@@ -38,8 +38,8 @@ HASH_MAP(nat_fwd, struct flow_key, struct nat_fwd_val, 1024);
 HASH_MAP(nat_rev, struct flow_key, struct nat_rev_val, 1024);
 PERCPU_MAP(reasons, struct count, REASON_COUNT);
 PERCPU_MAP(events, struct event_count, EVENT_COUNT);
-PERCPU_MAP(svc_stats, struct count, 1024);
-PERCPU_MAP(backend_stats, struct count, 1024);
+ARRAY_MAP(svc_stats, struct count, 1024, BPF_F_MMAPABLE);
+ARRAY_MAP(backend_stats, struct count, 1024, BPF_F_MMAPABLE);
 PERCPU_MAP(budget, struct budget_val, 1);
 PERCPU_MAP(scratch, struct nat_scratch, 1);
 

@@ -20,6 +20,7 @@ from shunt.lb import maglev, slots
 from shunt.lb.frontends import FrontendTable, lines_for
 from shunt.lb.model import Frontend, Mode, Protocol
 from shunt.lb.slots import State
+from shunt.xdp.attach import fit
 from shunt.xdp.resize import service_words
 
 OBJECT = Path(__file__).parent.parent / "xdp/lb.bpf.o"
@@ -126,15 +127,15 @@ class Balancer:
         services = 1 << (one.services + 1).bit_length()
         backends = 1 << (one.services * one.backends + 1).bit_length()
         slot_count = one.services << one.log2
-        sizes = dict.fromkeys(("svc", "svc_stats"), services)
+        sizes = {"svc": services}
         sizes["services"] = lines_for(services)
-        sizes |= {"backends": backends, "backend_stats": backends, "slots": slot_count}
+        sizes |= {"backends": backends, "slots": slot_count}
         sizes |= {"restarts": slot_count // 8, "nexthops": 4096, "flows": 1024 if nat else FLOWS}
         return sizes | dict.fromkeys(("nat_fwd", "nat_rev"), FLOWS if nat else 1024)
 
     def _configure(self) -> None:
         config = self.object.variable(".rodata", "config")
-        config["services_mask"] = self.object.spec("services").entries - 1
+        fit(self.object)
         config["nat_key"] = (0x0706050403020100, 0x0F0E0D0C0B0A0908)
         config["ipip_saddr4"] = mapped(np.array([int(OUTER4)]))[0]
         config["ipip_saddr6"] = np.frombuffer(OUTER6.packed, np.uint8)

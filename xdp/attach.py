@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from shunt.kern import links
-from shunt.kern.maps import Map, spec_of_fd
+from shunt.kern.maps import Map, possible_cpus, spec_of_fd
 from shunt.kern.netlink import Netlink
 from shunt.kern.objects import Object, open_pin, pin, unlike
 from shunt.lb.compile import mapped
@@ -35,11 +35,11 @@ def entries(limits: Limits) -> dict[str, int]:
         "services": lines_for(limits.frontends),
         "svc": limits.services,
         "names": limits.services,
-        "svc_stats": limits.services,
+        "svc_stats": limits.services * possible_cpus(),
         "slots": limits.slots,
         "restarts": -(-limits.slots // 8),
         "backends": limits.backends,
-        "backend_stats": limits.backends,
+        "backend_stats": limits.backends * possible_cpus(),
         "nexthops": limits.nexthops,
         "flows": limits.flows,
         "nat_fwd": limits.nat,
@@ -47,9 +47,20 @@ def entries(limits: Limits) -> dict[str, int]:
     }
 
 
+def fit(obj: Object) -> None:
+    """Set what follows from the sizes of maps: after `set_entries`, before `load`."""
+    config = obj.variable(".rodata", "config")
+    config["services_mask"] = obj.spec("services").entries - 1
+    for name, of, stats in (
+        ("services", "svc", "svc_stats"),
+        ("backends", "backends", "backend_stats"),
+    ):
+        config[name] = obj.spec(of).entries
+        obj.set_entries({stats: obj.spec(of).entries * possible_cpus()})
+
+
 def configure(config: Any, settings: Settings) -> None:
     """Fill struct lb_config."""
-    config["services_mask"] = lines_for(settings.limits.frontends) - 1
     config["hash_seed"] = settings.hash_seed
     config["nat_key"] = [secrets.randbits(64), secrets.randbits(64)]
     for name, net in (("4", settings.ipip_source4), ("6", settings.ipip_source6)):
@@ -101,6 +112,7 @@ class Datapath:
         try:
             sizes = entries(settings.limits)
             obj.set_entries(sizes)
+            fit(obj)
             configure(obj.variable(".rodata", "config"), settings)
             version = int(obj.btf.enum("abi", "ABI_")["VERSION"])
             _check_version(pins, version, settings)

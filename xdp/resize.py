@@ -17,6 +17,7 @@ from shunt.kern.maps import Map
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import LINE_ENTRIES, WORDS, FrontendTable
 
+COUNTERS = ("svc_stats", "backend_stats")
 LEARNING = ("flows", "nat_rev", "nat_fwd")  # a translation's claim before the translation
 
 
@@ -29,7 +30,7 @@ def carry(old: Map, new: Map) -> None:
         table = FrontendTable(service_words(new))
         for frontend, svc in FrontendTable(service_words(old)).items():
             table.put(frontend, svc)
-    elif old.spec.type == libbpf.MAP_ARRAY:
+    elif old.spec.type == libbpf.MAP_ARRAY and old.spec.name not in COUNTERS:
         shared = min(old.spec.entries, new.spec.entries)
         rest = old.mapped()[shared:]
         size = old.spec.value.itemsize

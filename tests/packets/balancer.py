@@ -22,6 +22,7 @@ from shunt.kern.ring import Ring
 from shunt.kern.testrun import run_xdp
 from shunt.lb.frontends import FrontendTable
 from shunt.lb.model import Frontend, Protocol
+from shunt.xdp.attach import fit
 from shunt.xdp.resize import service_words
 from tests.packets.frames import OWN_MAC, verify
 
@@ -135,7 +136,7 @@ class Balancer:
             int(settings["nat_port_min"]) + int(settings["nat_port_count"]),
         )
         self.object.set_entries(sizes or {})
-        settings["services_mask"] = self.object.spec("services").entries - 1
+        fit(self.object)
         self.object.load()
         self.clock = self.object.variable(".bss", "test_now_ns")
         self.clock[...] = START_NS
@@ -255,6 +256,15 @@ class Balancer:
 
     def _counts(self) -> tuple[Any, Any]:
         return self.map("reasons").totals()["packets"], self.map("events").totals()["times"]
+
+    def counts(self, name: str) -> Any:
+        """Map svc_stats or backend_stats, summed over processors. Shape: (ids,) of struct count."""
+        of = {"svc_stats": "svc", "backend_stats": "backends"}[name]
+        cells = self.map(name).mapped().reshape(-1, self.map(of).spec.entries)
+        out = np.zeros(cells.shape[1], cells.dtype)
+        for field_name in cells.dtype.names or ():
+            out[field_name] = cells[field_name].sum(axis=0)
+        return out
 
     def backend_of(self, packet: Packet) -> str:
         """Whom a packet is sent to (modes that address the backend)."""

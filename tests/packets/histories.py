@@ -29,6 +29,7 @@ from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import NS_PER_S, Condition, Endpoint, Target, compile_target
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Backend, Port, Protocol, Service
+from shunt.xdp.attach import fit
 
 IDLE_S = 50
 SLOTS_PER_BACKEND = 20  # the product: 100; fewer make collisions of flows likelier
@@ -65,8 +66,8 @@ class Lab:
         self.obj = Object(self.path)
         config = self.obj.variable(".rodata", "config")
         config["test_clock"], config["inserts_per_s"] = 1, 1 << 30
-        config["services_mask"] = self.obj.spec("services").entries - 1
         self.obj.set_entries({"flows": FLOW_TABLE, "slots": 1 << 14, "restarts": 1 << 11})
+        fit(self.obj)
         self.obj.load()
         self.clock = self.obj.variable(".bss", "test_now_ns")
         self.fd = self.obj.programs["shunt_lb"].fd

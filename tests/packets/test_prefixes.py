@@ -17,6 +17,7 @@ from shunt.kern.objects import Object
 from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import Condition, Target, targets
 from shunt.lb.model import Backend, Frontend, Mode, Port, Protocol, Service
+from shunt.xdp.attach import fit
 
 LB = Path(__file__).resolve().parents[2] / "xdp" / "lb.bpf.o"
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
@@ -60,10 +61,9 @@ class World:
     def __init__(self) -> None:
         self.fresh = 2000
         self.obj = Object(LB)
-        config = self.obj.variable(".rodata", "config")
-        config["inserts_per_s"] = 1 << 30
-        config["services_mask"] = self.obj.spec("services").entries - 1
+        self.obj.variable(".rodata", "config")["inserts_per_s"] = 1 << 30
         self.obj.set_entries({"slots": 1 << 10, "restarts": 1 << 7})
+        fit(self.obj)
         self.obj.load()
         hop = self.obj.maps["nexthops"].mapped()
         hop["dmac"][1], hop["mtu"][1], hop["ifindex"][1] = 2, 1500, 1
