@@ -20,6 +20,7 @@ from shunt.agent.api import Api
 from shunt.agent.node import Node
 from shunt.agent.samples import Samples
 from shunt.agent.sources.file import ConfigErrors, FileSource
+from shunt.agent.unix_socket import remove_stale
 from shunt.kern.features import check_host, ensure_bpffs
 from shunt.kern.inotify import Watch
 from shunt.lb.errors import ShuntError
@@ -54,6 +55,7 @@ class Daemon:
         self.run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(only_one(self.bpffs))
+            remove_stale(self.run_dir / "shunt.sock")  # before anything is attached
             watch = stack.enter_context(Watch(self.source.paths()))
             self.node.start(self.source.load())
             samples = Samples(self.node.datapath.maps["samples"].fd)
