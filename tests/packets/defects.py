@@ -72,7 +72,16 @@ def build(defect: str) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             [
-                *("clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Ibpf"),
+                *(
+                    "clang",
+                    "-O2",
+                    "-g",
+                    "-target",
+                    "bpf",
+                    "-mcpu=v3",
+                    "-fno-strict-aliasing",
+                    "-Ibpf",
+                ),
                 f"-I/usr/include/{platform.machine()}-linux-gnu",
                 *("-c", "xdp/lb.bpf.c", "-o", str(out)),
             ],
