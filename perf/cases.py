@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import product
 
 from perf.driver import SYN, Stream
-from perf.harness import Spread
 from perf.tables import Layout
 from shunt.lb.model import Mode
 from shunt.lb.slots import State
@@ -168,15 +167,15 @@ class Outcome:
         return self.measured <= self.limit
 
 
-def outcomes(measured: Mapping[str, Spread]) -> list[Outcome]:
-    """Of the targets whose cases were measured."""
+def outcomes(medians: Mapping[str, float]) -> list[Outcome]:
+    """Of the targets whose cases were measured, by the cases' names."""
     wrapper = {s.case: s.wrapper for s in subjects()}
     found = []
     for target in TARGETS:
         cases = {target.case, target.than or target.case}
-        if not cases | {wrapper[c] for c in cases} <= set(measured):
+        if not cases | {wrapper[c] for c in cases} <= set(medians):
             continue
-        cost = {c: measured[c].median - target.net * measured[wrapper[c]].median for c in cases}
+        cost = {c: medians[c] - target.net * medians[wrapper[c]] for c in cases}
         limit = target.limit_ns or target.times * cost[target.than]
         found.append(Outcome(target, cost[target.case], limit))
     return found

@@ -92,7 +92,7 @@ def machine() -> dict[str, Any]:
         "memory_mb": int(memory[0]) // 1024 if memory else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "bpf_jit": _read("/proc/sys/net/core/bpf_jit_enable"),
-        "spectre_v2": _read("/sys/devices/system/cpu/vulnerabilities/spectre_v2"),
+        "mitigations": _mitigations(Path("/sys/devices/system/cpu/vulnerabilities")),
         "load_1min": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
     }
@@ -122,6 +122,12 @@ def _caches(folder: Path) -> dict[str, str]:
         if kind != "Instruction":
             found[f"L{level}"] = _read(f"{index}/size")
     return found
+
+
+def _mitigations(folder: Path) -> dict[str, str]:
+    """Those that are in force: some make every return of a kernel function slow."""
+    found = {path.name: _read(str(path)) for path in sorted(folder.glob("*"))}
+    return {name: said for name, said in found.items() if said != "Not affected"}
 
 
 def write_json(path: Path, what: Any) -> None:

@@ -3,14 +3,15 @@
 
     make perf-packet            as root; ARGS="--rounds 3 --only settled" for a look
 
-Writes results/packet.json and results/packet.machine.json beside this file, unless --only left
-cases out. docs/performance.md says how to read them. Never fails because something is slow.
+Writes results/packet.json and results/packet.machine.json beside this file, and the tables in
+docs/performance.md, which says how to read them; nothing if --only left cases out. Never fails
+because something is slow.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from shunt.lb.errors import ShuntError
 from shunt.lb.model import Mode
 
 RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parent.parent / "docs/performance.md"
+MARKS = "<!-- make perf-packet: begin -->", "<!-- make perf-packet: end -->"
 ROUNDS = 15
 # Enough to sweep the caches, and to see most of a million flows in a few rounds.
 WARM_UP, TIMED = 150_000, 300_000
@@ -149,21 +152,31 @@ def records(chosen: list[Subject], measured: Mapping[str, Spread]) -> list[dict[
     ]
 
 
-def show(rows: list[dict[str, Any]], measured: Mapping[str, Spread]) -> None:
-    """Print the table, and which targets are met."""
+def report(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results for people: the table, and which targets are met. In Markdown."""
     header = ("case", "flows", "services", "median", "min", "max", "above the wrapper")
-    lines = [
-        (r["case"], r["flows"], r["services"], r["median_ns"], r["min_ns"], r["max_ns"],
-         r["median_ns"] - r["wrapper_ns"])
-        for r in rows
-    ]  # fmt: skip
-    print(harness.table(header, lines), end="\n\n")
-    met = [
-        (o.target.claim, o.measured, o.limit, "met" if o.met else "missed")
-        for o in outcomes(measured)
+    lines = []
+    for r in rows:
+        times = (r["median_ns"], r["min_ns"], r["max_ns"], r["median_ns"] - r["wrapper_ns"])
+        lines.append((r["case"], r["flows"], r["services"], *map(float, times)))
+    found = [
+        (o.target.claim, float(o.measured), float(o.limit), "met" if o.met else "missed")
+        for o in outcomes({r["case"]: r["median_ns"] for r in rows})
     ]
-    if met:
-        print(harness.table(("target: at most", "measured", "limit", ""), met))
+    text = harness.table(header, lines) + "\n"
+    return text + "\n" + harness.table(("at most", "measured", "limit", ""), found) + "\n"
+
+
+def put_in(document: str, text: str) -> str:
+    """The document with what stands between the two marks replaced.
+
+    Raises: ValueError if the marks are not there.
+    """
+    before, _, rest = document.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise ValueError(f"no {MARKS[0]} ... {MARKS[1]} in the document")
+    return f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{after}"
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])
@@ -190,10 +203,12 @@ def main(rounds: int, only: str) -> None:
         bench.close()
     _say("")
     rows = records(chosen, measured)
-    show(rows, measured)
+    print(report(rows))
     if not only:
         harness.write_json(RESULTS / "packet.json", rows)
         harness.write_json(RESULTS / "packet.machine.json", facts | {"pinned_to": cpu})
+        # In place: the file stays its owner's.
+        DOCUMENT.write_text(put_in(DOCUMENT.read_text(), report(rows)))
 
 
 def _say(what: str) -> None:

@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from perf import harness
+from perf import harness, packet
 from perf.cases import TARGETS, outcomes, subjects
 from perf.driver import frame_is_sound
 from perf.harness import Spread
-
-
-def spread(value: float) -> Spread:
-    return Spread.of([value])
 
 
 def test_a_spread_is_the_median_and_the_extremes() -> None:
@@ -131,8 +127,7 @@ def test_the_benchmark_has_the_lines_that_were_asked_for() -> None:
 
 
 def test_targets_can_be_met_and_missed() -> None:
-    cheap = {s.case: spread(100) for s in subjects()}
-    cheap |= {s.case: spread(30) for s in subjects() if s.case.startswith("nothing")}
+    cheap = {s.case: 30.0 if s.program == "nothing" else 100.0 for s in subjects()}
     by_claim = {o.target.claim: o for o in outcomes(cheap)}
     assert len(by_claim) == len(TARGETS)
     one = by_claim["settled, one flow: 45 net"]
@@ -144,6 +139,17 @@ def test_targets_can_be_met_and_missed() -> None:
 
 
 def test_targets_of_cases_that_were_left_out_are_left_out() -> None:
-    assert outcomes({"ipip-settled-1": spread(1)}) == []
-    some = {name: spread(1) for name in ("ipip-settled-1", "nothing")}
+    assert outcomes({"ipip-settled-1": 1.0}) == []
+    some = dict.fromkeys(("ipip-settled-1", "nothing"), 1.0)
     assert [o.target.claim for o in outcomes(some)] == ["settled, one flow: 45 net"]
+
+
+def test_the_document_shows_the_recorded_results() -> None:
+    rows = json.loads((packet.RESULTS / "packet.json").read_text())
+    assert [r["case"] for r in rows] == [s.case for s in subjects()]
+    document = packet.DOCUMENT.read_text()
+    assert packet.put_in(document, packet.report(rows)) == document
+    rows[0]["median_ns"] += 1
+    assert packet.put_in(document, packet.report(rows)) != document
+    with pytest.raises(ValueError, match="begin"):
+        packet.put_in("no marks", "")
