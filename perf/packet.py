@@ -164,7 +164,9 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
         for o in outcomes({r["case"]: r["median_ns"] for r in rows})
     ]
     text = harness.table(header, lines) + "\n"
-    return text + "\n" + harness.table(("at most", "measured", "limit", ""), found) + "\n"
+    if found:
+        text += "\n" + harness.table(("at most", "measured", "limit", ""), found) + "\n"
+    return text
 
 
 def put_in(document: str, text: str) -> str:
