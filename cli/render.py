@@ -99,11 +99,12 @@ def count(value: int, nouns: str) -> str:
 def size(octets: int) -> str:
     """Bytes, in three digits."""
     value = float(octets)
-    for unit in _SIZES[:-1]:
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+    for unit in _SIZES:
+        if value < 999.5 or unit == _SIZES[-1]:
+            break
         value /= 1000
-    return f"{value:,.0f} {_SIZES[-1]}"
+    digits = 1 if unit != "B" and value < 99.95 else 0
+    return f"{value:,.{digits}f} {unit}"
 
 
 def percent(share: float) -> str:
