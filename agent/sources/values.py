@@ -69,7 +69,8 @@ def usable(found: IPAddress, name: str) -> IPAddress:
             fix = "use an address without %, not a link-local one"
             raise Refused(f"{name} {found} has a zone", "an address without a zone", fix)
         if found.ipv4_mapped is not None:
-            what = f"{name} {found} is an IPv4 address in IPv6 form"
+            # Python 3.13 writes the last four bytes with dots, 3.11 does not.
+            what = f"{name} ::ffff:{found.ipv4_mapped} is an IPv4 address in IPv6 form"
             raise Refused(what, "a plain address", f"write {found.ipv4_mapped}")
     elif found in _THIS_NETWORK:
         kind = "unspecified"

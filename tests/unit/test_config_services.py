@@ -101,7 +101,7 @@ SERVICE_CASES = {
     ),
     "mapped": (
         'name: web\nvip: "::ffff:203.0.113.1"\nports: [80]\n',
-        "2: vip ::ffff:cb00:7101 is an IPv4 address in IPv6 form",
+        "2: vip ::ffff:203.0.113.1 is an IPv4 address in IPv6 form",
         "vip wants a plain address",
         "write 203.0.113.1",
     ),
