@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from shunt.agent.node import Node
@@ -18,7 +19,7 @@ from shunt.agent.tables import Tables
 from shunt.lb.compile import Endpoint, unmapped
 from shunt.lb.model import Protocol
 
-BATCH = 4096
+BATCH = 1024
 _ID = np.uint64(0xFFFFFFFF)
 
 
@@ -72,7 +73,8 @@ async def _listed(
     wanted = None
     if service is not None:
         wanted = [svc for svc, n in targets.items() if n.rpartition("/")[0] == service]
-    found: list[Json] = []
+    # Encoded row by row: a hundred thousand dicts would hold up the loop, as garbage too.
+    found: list[msgspec.Raw] = []
     more = False
     for keys, values in tables.maps[name].batches(BATCH):
         index = np.arange(len(keys))
@@ -81,14 +83,13 @@ async def _listed(
         more = more or len(found) + len(index) > limit
         now_ns = time.monotonic_ns()
         for i in index[: limit - len(found)].tolist():
-            found.append(
-                {
-                    "service": targets.get(int(values["svc"][i]), "").rpartition("/")[0],
-                    **shown(keys[i], values[i]),
-                    "backend": backend_name(tables, int(values["word"][i] & _ID)),
-                    "idle_s": round(max(0, now_ns - int(values["seen_ns"][i])) / 1e9, 1),
-                }
-            )
+            row = {
+                "service": targets.get(int(values["svc"][i]), "").rpartition("/")[0],
+                **shown(keys[i], values[i]),
+                "backend": backend_name(tables, int(values["word"][i] & _ID)),
+                "idle_s": round(max(0, now_ns - int(values["seen_ns"][i])) / 1e9, 1),
+            }
+            found.append(msgspec.Raw(msgspec.json.encode(row)))
         if more:
             break
         await asyncio.sleep(0)

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shunt.agent.nexthops import NextHop
 from shunt.agent.node import Node
@@ -33,8 +34,8 @@ Hops = Mapping[IPAddress, NextHop | ShuntError]
 STATES = ("up", "failing", "draining", "removed")
 # Fewer counters than this are looked up one by one; more are read in batches.
 FEW = 200
-# So many services are looked at before others on the event loop get a turn.
-BATCH = 50
+# So many backends are looked at before others on the event loop get a turn.
+BATCH = 200
 
 
 @dataclass
@@ -53,8 +54,18 @@ def names(btf: Btf, enum: str, prefix: str) -> type[IntEnum]:
     return btf.enum(enum, prefix)
 
 
+def backend_states(tables: Tables) -> NDArray[np.intp]:
+    """By backend id, what matters most to its packets, as an index of STATES."""
+    flags, flag = tables.backends["flags"], tables.flag
+    conditions = [flags & flag.removed != 0, flags & flag.up == 0, flags & flag.drained != 0]
+    found: NDArray[np.intp] = np.select(
+        conditions, [STATES.index(s) for s in ("removed", "failing", "draining")], 0
+    )
+    return found
+
+
 def backend_state(tables: Tables, backend_id: int) -> str:
-    """The one word for a backend's flags: what matters most to its packets."""
+    """The same for one."""
     flags, flag = int(tables.backends["flags"][backend_id]), tables.flag
     if flags & flag.removed:
         return "removed"
@@ -97,10 +108,12 @@ async def backends(node: Node, of: Iterable[Service]) -> list[Json]:
     """The backends of these services, those that were removed and still have flows last."""
     hops = node.nexthops.current()
     shown: list[tuple[Json, list[int]]] = []
-    for n, found in enumerate(of):
+    rested = 0
+    for found in of:
         for seen, share in _seen(node, found):
             shown.append((_backend(node, found, seen, share, hops), seen.ids))
-        if n % BATCH == BATCH - 1:
+        if len(shown) - rested >= BATCH:
+            rested = len(shown)
             await asyncio.sleep(0)
     for json, ids in shown:
         _add_counts(node.tables.backend_stats, json, ids)

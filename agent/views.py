@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterable
 from importlib import metadata
-from typing import Any
 
 import numpy as np
 
 from shunt.agent.node import Node
-from shunt.agent.service_views import STATES, Json, backend_state, names
+from shunt.agent.service_views import STATES, Json, backend_states, names
 from shunt.kern import links
 from shunt.kern.objects import open_pin
 from shunt.lb import slots as slot
+from shunt.lb.compile import Endpoint
 from shunt.lb.errors import ShuntError
 from shunt.xdp.attach import pin_name
 
@@ -121,14 +121,16 @@ def _interface(node: Node, name: str) -> Json:
 
 
 def _backend_counts(node: Node) -> Json:
-    """By state; a backend counts once for each service it serves."""
-    states: dict[tuple[str, Any], str] = {}
+    """By state; a backend counts once for each service, whatever its protocols."""
+    states = backend_states(node.tables)
+    by_service: dict[str, dict[Endpoint, int]] = {}
     for name, place in node.tables.placed.items():
         service = name.rpartition("/")[0]
-        for endpoint, i in place.backends.items():
-            states[service, endpoint] = backend_state(node.tables, i)
-    counts = Counter(states.values())
-    return {state: counts[state] for state in STATES}
+        seen = by_service.get(service)
+        by_service[service] = place.backends if seen is None else {**place.backends, **seen}
+    ids = itertools.chain.from_iterable(seen.values() for seen in by_service.values())
+    counts = np.bincount(states[np.fromiter(ids, np.intp)], minlength=len(STATES)).tolist()
+    return dict(zip(STATES, counts, strict=True))
 
 
 def slot_counts(node: Node) -> Json:
