@@ -119,7 +119,7 @@ static __always_inline void restart_window(__u32 slot)
 }
 
 /* The backend of a packet on a moving or lingering slot; 0 = the service has none. */
-static __noinline __u32 track(const struct packet *pkt, const struct place *p)
+static __always_inline __u32 track(const struct packet *pkt, const struct place *p)
 {
 	__u64 now = now_ns();
 	struct flow_val *flow = bpf_map_lookup_elem(&flows, &pkt->key);

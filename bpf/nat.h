@@ -212,8 +212,8 @@ static __always_inline struct verdict nat_send(struct xdp_md *ctx, const struct 
 	return send_l2(ctx, pkt, &hop);
 }
 
-static __always_inline struct verdict nat_translate(struct xdp_md *ctx, const struct packet *pkt,
-						    const struct place *p)
+static __always_inline struct verdict nat_forward(struct xdp_md *ctx, const struct packet *pkt,
+						  const struct place *p)
 {
 	struct nat_fwd_val *fwd = bpf_map_lookup_elem(&nat_fwd, &pkt->key);
 	struct translation t = {};
@@ -239,13 +239,6 @@ static __always_inline struct verdict nat_translate(struct xdp_md *ctx, const st
 	return v;
 }
 
-/* Functions of their own, so that their stack is not the hot path's. */
-static __noinline void nat_forward(struct xdp_md *ctx, const struct packet *pkt,
-				   const struct place *p, struct verdict *v)
-{
-	*v = nat_translate(ctx, pkt, p);
-}
-
 /* A packet to one of nat's ports: a reply, or false. */
 static __noinline bool nat_reply(struct xdp_md *ctx, const struct packet *pkt, struct verdict *v)
 {
@@ -262,8 +255,7 @@ static __noinline bool nat_reply(struct xdp_md *ctx, const struct packet *pkt, s
 	to.sport = rev->vip_port;
 	to.dport = rev->client_port;
 	to.proto = pkt->key.proto;
-	__builtin_memcpy(hop.macs, rev->back.peer, ETH_ALEN);
-	__builtin_memcpy(hop.macs + ETH_ALEN, rev->back.own, ETH_ALEN);
+	set_macs(&hop, *(__u64 *)rev->back.peer, *(__u64 *)rev->back.own);
 	hop.ifindex = rev->back.ifindex;
 	if (word >> 32 != pkt->hash || READ_ONCE(rev->word) != word)
 		return false; /* recycled under us */

@@ -10,11 +10,26 @@
 #define OUTER_TTL 64
 #define IPV4_DF	  0x4000
 
+/* As words, since a copy of bytes into a frame is compiled byte by byte. Little-endian. */
 struct hop {
-	__u8 macs[2 * ETH_ALEN]; /* destination, source: as a frame begins */
+	__u64 head; /* destination, and the source's first two bytes: as a frame begins */
+	__u32 rest; /* the source's last four */
 	__u16 mtu;
 	__u32 ifindex;
 };
+
+static __always_inline void set_macs(struct hop *hop, __u64 dmac, __u64 smac)
+{
+	hop->head = (dmac << 16 >> 16) | smac << 48;
+	hop->rest = smac >> 16;
+}
+
+/* The caller has checked that the frame has a header. */
+static __always_inline void write_macs(void *frame, const struct hop *hop)
+{
+	*(__u64 *)frame = hop->head;
+	*(__u32 *)(frame + 8) = hop->rest;
+}
 
 /* The agent does not know the neighbour (yet): ask the kernel. */
 static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, __u32 ip_len,
@@ -24,6 +39,7 @@ static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, 
 		.ifindex = ctx->ingress_ifindex,
 		.tot_len = ip_len,
 	};
+	__u64 dmac = 0, smac = 0;
 	long ret;
 
 	if (b->flags & BACKEND_IPV6) {
@@ -43,8 +59,9 @@ static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, 
 	if (ret != BPF_FIB_LKUP_RET_SUCCESS)
 		return false;
 	note(EVENT_FIB_FALLBACK);
-	__builtin_memcpy(hop->macs, fib.dmac, ETH_ALEN);
-	__builtin_memcpy(hop->macs + ETH_ALEN, fib.smac, ETH_ALEN);
+	__builtin_memcpy(&dmac, fib.dmac, ETH_ALEN);
+	__builtin_memcpy(&smac, fib.smac, ETH_ALEN);
+	set_macs(hop, dmac, smac);
 	hop->mtu = 0xffff;
 	hop->ifindex = fib.ifindex;
 	return true;
@@ -61,8 +78,7 @@ static __always_inline bool find_hop(struct xdp_md *ctx, const struct backend_va
 
 	if (!(word << 16))
 		return fib_hop(ctx, b, ip_len, hop);
-	__builtin_memcpy(hop->macs, &word, ETH_ALEN);
-	__builtin_memcpy(hop->macs + ETH_ALEN, nh->smac, ETH_ALEN);
+	set_macs(hop, word, *(__u64 *)nh->smac);
 	hop->mtu = word >> 48;
 	hop->ifindex = nh->ifindex;
 	return true;
@@ -101,13 +117,16 @@ static __always_inline bool decrement_ttl(struct xdp_md *ctx, bool ipv6)
 static __always_inline struct verdict send_l2(struct xdp_md *ctx, const struct packet *pkt,
 					      const struct hop *hop)
 {
+	void *frame;
+
 	if (pkt->ip_len > hop->mtu)
 		return too_big(ctx, pkt, hop->mtu);
 	if (!decrement_ttl(ctx, pkt->ipv6))
 		return verdict(XDP_DROP, REASON_DROP_TTL_EXPIRED);
-	if (at(ctx, ETH_HLEN) > end(ctx))
+	frame = at(ctx, 0);
+	if (frame + ETH_HLEN > end(ctx))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE); /* parsed before: cannot be */
-	__builtin_memcpy(at(ctx, 0), hop->macs, sizeof(hop->macs));
+	write_macs(frame, hop);
 	return verdict(send(ctx, hop->ifindex), REASON_SENT_TO_BACKEND);
 }
 
@@ -131,19 +150,19 @@ static __always_inline __be32 source_word(const volatile __u8 *addr, int word)
 static __always_inline void write_outer4(struct iphdr *ip, const struct packet *pkt,
 					 const struct backend_val *b, __u8 tos)
 {
-	*ip = (struct iphdr){
-		.version = 4,
-		.ihl = 5,
-		.tos = tos,
-		.tot_len = bpf_htons(sizeof(*ip) + pkt->ip_len),
-		.frag_off = bpf_htons(IPV4_DF),
-		.ttl = OUTER_TTL,
-		.protocol = pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
-		.saddr = source_word(config.ipip_saddr4, 3) |
-			 bpf_htonl(pkt->hash & config.ipip_spread4),
-		.daddr = ipv4_of(b->addr),
-	};
-	ip->check = csum_fold(csum_add(0, ip, sizeof(*ip) / 4));
+	__u32 *words = (__u32 *)ip;
+	__u32 first = 0x45 | (__u32)tos << 8 | (__u32)bpf_htons(sizeof(*ip) + pkt->ip_len) << 16;
+	__u32 second = bpf_htonl(IPV4_DF);
+	__u32 third = OUTER_TTL | (__u32)(pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP) << 8;
+	__u32 saddr =
+		source_word(config.ipip_saddr4, 3) | bpf_htonl(pkt->hash & config.ipip_spread4);
+	__u32 daddr = ipv4_of(b->addr);
+
+	words[0] = first;
+	words[1] = second;
+	words[2] = third | (__u32)csum_fold((__u64)first + second + third + saddr + daddr) << 16;
+	words[3] = saddr;
+	words[4] = daddr;
 }
 
 static __always_inline void write_outer6(struct ipv6hdr *ip, const struct packet *pkt,
@@ -188,7 +207,7 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 		write_outer4((void *)(eth + 1), pkt, b, tos);
 		eth->h_proto = bpf_htons(ETH_P_IP);
 	}
-	__builtin_memcpy(eth, hop->macs, sizeof(hop->macs));
+	write_macs(eth, hop);
 	return verdict(send(ctx, hop->ifindex), REASON_SENT_TO_BACKEND);
 }
 

@@ -78,10 +78,8 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 	if (!find_place(pkt, service, &p))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-	if (service->mode == MODE_NAT) {
-		nat_forward(ctx, pkt, &p, &v);
-		return v;
-	}
+	if (service->mode == MODE_NAT)
+		return nat_forward(ctx, pkt, &p);
 	id = p.state == SLOT_SETTLED ? p.cur : track(pkt, &p);
 	if (!id)
 		return refuse(ctx, pkt);
