@@ -111,30 +111,32 @@ class Node:
         Raises: ShuntError if it cannot be; the one before stays in force.
         """
         before = self.configuration
-        settings = configuration.settings
-        changed = before is None or before.settings != settings
         if before is not None:
             self._check_change(before, configuration)
-            if changed:
-                self.datapath.load(settings)
-        self.configuration = configuration
         try:
-            self._watch(configuration)
-            self.reconcile()
+            self._put(configuration)
         except ShuntError:
-            self.configuration = before
             if before is not None:
-                self._watch(before)
-                self.want = self._compile(before)
+                self._put(before)
+            self.configuration = before
             raise
+        self.generation += 1
+        self.tables.meta["generation"][0] = self.generation
+        self.errors = []
+
+    def _put(self, configuration: Configuration) -> None:
+        before, self.configuration = self.configuration, configuration
+        settings = configuration.settings
+        changed = before is None or before.settings != settings
+        if before is not None and changed:
+            self.datapath.load(settings)
+        self._watch(configuration)
+        self.reconcile()
         uses_nat = any(s.mode is Mode.NAT for s in configuration.services)
         last = settings.nat_port_max if uses_nat else settings.nat_port_min - 1
         sync_ports(self.tables, range(settings.nat_port_min, last + 1))
         if changed:
             self.datapath.attach(settings.interfaces, settings.xdp_mode)
-        self.generation += 1
-        self.tables.meta["generation"][0] = self.generation
-        self.errors = []
 
     def _check_change(self, before: Configuration, after: Configuration) -> None:
         for name in ("limits", "hash_seed", "xdp_mode"):

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from shunt.cli.client import Client
 from shunt.lab.topology import remove_tree
 from tests.netns.shunt_host import (
     BACKENDS,
+    SETTINGS,
     Host,
     refused,
     watching,
@@ -140,6 +142,24 @@ def test_a_file_that_is_right_comes_into_force(host: Host) -> None:
         (host.services / "new.yaml").unlink()
     assert host.json("config", "reload")["generation"] == generation + 2
     refused(host.shunt("backend", "list", "new"), "no service new")
+
+
+def test_settings_that_cannot_be_applied_change_nothing(own: Host) -> None:
+    own.start()
+    before = own.json("status")
+    own.config.write_text(yaml.safe_dump({**SETTINGS, "interfaces": ["eth0", "eth7"]}))
+    own.write("new", {"name": "new", "vip": "203.0.113.20", "ports": [443], "backends": BACKENDS})
+    for _ in range(2):  # it is as wrong the second time
+        refused(own.shunt("config", "reload"), "eth7 does not exist", "is still in force")
+        shown = own.shunt("status", "-o", "json").json
+        assert shown["generation"] == before["generation"]
+        assert [i["name"] for i in shown["interfaces"]] == ["eth0"]
+        assert shown["interfaces"][0]["attached"] is True
+        assert shown["services"] == before["services"]
+        refused(own.shunt("service", "show", "new"), "no service new")
+    own.config.write_text(yaml.safe_dump(SETTINGS))
+    assert own.json("config", "reload")["generation"] == before["generation"] + 1
+    assert own.json("service", "show", "new")["vips"] == ["203.0.113.20"]
 
 
 # Starting and ending ---------------------------------------------------------------------------
