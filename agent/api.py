@@ -248,7 +248,7 @@ class Api:
             raise Refused(
                 422,
                 ShuntError(
-                    f"the configuration is refused: {len(errors)} errors",
+                    f"the configuration is refused: {len(errors)} error{'s' * (len(errors) != 1)}",
                     f"generation {self.node.generation} is still in force",
                     "correct them; `shunt config check` lists each with its file and line",
                 ),

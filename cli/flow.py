@@ -118,4 +118,5 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError("There is no terminal to ask on: give --yes.")
-    click.confirm(question, abort=True)
+    if not click.confirm(question):
+        raise click.exceptions.Exit(1)

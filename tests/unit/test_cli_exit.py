@@ -2,6 +2,7 @@
 """Exit codes and errors of the command, against real HTTP servers on Unix sockets."""
 
 import asyncio
+import io
 import json
 import socket
 import threading
@@ -170,6 +171,29 @@ def test_what_is_no_command_is_exit_code_2(
     out, err = capsys.readouterr()
     assert out == ""
     assert "Error: " in err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "asked"), [("y\n", 0, 1), ("n\n", 1, 0), ("\n", 1, 0), ("", 130, 0)]
+)
+def test_what_cannot_be_taken_back_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, asked: int
+) -> None:
+    requests = []
+
+    async def handler(request: web.Request) -> web.Response:
+        requests.append(await request.json())
+        return web.json_response({"deleted": 3})
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    with serving(tmp_path / "s", handler):
+        assert run(["--socket", str(tmp_path / "s"), "flow", "flush", "web"]) == code
+    assert requests == [{"service": "web"}] * asked
 
 
 def test_help_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
