@@ -10,8 +10,8 @@ import click
 
 from shunt.cli import render
 from shunt.cli.client import Client
+from shunt.cli.options import Group, Options
 from shunt.cli.render import number, percent, size
-from shunt.cli.session import Group, Session
 from shunt.lb.errors import ShuntError
 
 Json = dict[str, Any]
@@ -25,10 +25,10 @@ def backend() -> None:
 @backend.command("list")
 @click.argument("service", required=False)
 @click.pass_obj
-def list_(session: Session, service: str | None) -> None:
+def list_(options: Options, service: str | None) -> None:
     """The backends of a service, or of all."""
-    found = session.client.get("backends", service=service)["backends"]
-    if session.json:
+    found = options.client.get("backends", service=service)["backends"]
+    if options.json:
         render.print_json(found)
     else:
         print_backends(found)
@@ -37,20 +37,20 @@ def list_(session: Session, service: str | None) -> None:
 @backend.command()
 @click.argument("where", metavar="[SERVICE] BACKEND", nargs=-1)
 @click.pass_obj
-def drain(session: Session, where: tuple[str, ...]) -> None:
+def drain(options: Options, where: tuple[str, ...]) -> None:
     """Send a backend no new flows; those that it has go on.
 
     Without a service, in every service that has it. Kept across restarts of shuntd.
     """
-    _change(session, where, lambda c, s, b: c.post("services", s, "backends", b, "drain"))
+    _change(options, where, lambda c, s, b: c.post("services", s, "backends", b, "drain"))
 
 
 @backend.command()
 @click.argument("where", metavar="[SERVICE] BACKEND", nargs=-1)
 @click.pass_obj
-def undrain(session: Session, where: tuple[str, ...]) -> None:
+def undrain(options: Options, where: tuple[str, ...]) -> None:
     """Send a backend new flows again."""
-    _change(session, where, lambda c, s, b: c.post("services", s, "backends", b, "undrain"))
+    _change(options, where, lambda c, s, b: c.post("services", s, "backends", b, "undrain"))
 
 
 @backend.command()
@@ -59,7 +59,7 @@ def undrain(session: Session, where: tuple[str, ...]) -> None:
 @click.argument("weight", type=int, required=False)
 @click.option("--reset", is_flag=True, help="The weight of the configuration again.")
 @click.pass_obj
-def weight(session: Session, service: str, backend: str, weight: int | None, reset: bool) -> None:
+def weight(options: Options, service: str, backend: str, weight: int | None, reset: bool) -> None:
     """Give a backend another weight, from now on.
 
     It holds until `--reset`, also across restarts of shuntd; the configuration is not changed.
@@ -73,19 +73,19 @@ def weight(session: Session, service: str, backend: str, weight: int | None, res
             f"to send it no new flows: shunt backend drain {service} {backend}",
         )
     body = {"weight": 0 if reset else weight}
-    row = session.client.put("services", service, "backends", backend, "weight", body=body)
-    _print_changed(session, [row])
+    row = options.client.put("services", service, "backends", backend, "weight", body=body)
+    _print_changed(options, [row])
 
 
 def _change(
-    session: Session, where: Sequence[str], change: Callable[[Client, str, str], Json]
+    options: Options, where: Sequence[str], change: Callable[[Client, str, str], Json]
 ) -> None:
     """Change one backend, in one service or in all that have it."""
     if len(where) not in (1, 2):
         raise click.UsageError("Give a BACKEND, or a SERVICE and its BACKEND.")
-    client, name = session.client, where[-1]
+    client, name = options.client, where[-1]
     services = [where[0]] if len(where) == 2 else _services_with(client, name)
-    _print_changed(session, [change(client, service, name) for service in services])
+    _print_changed(options, [change(client, service, name) for service in services])
 
 
 def _services_with(client: Client, name: str) -> list[str]:
@@ -99,8 +99,8 @@ def _services_with(client: Client, name: str) -> list[str]:
     return list(dict.fromkeys(services))
 
 
-def _print_changed(session: Session, rows: list[Json]) -> None:
-    if session.json:
+def _print_changed(options: Options, rows: list[Json]) -> None:
+    if options.json:
         render.print_json(rows)
         return
     for row in rows:

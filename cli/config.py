@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from shunt.cli import render
+from shunt.cli.options import Group, Options, config_options
 from shunt.cli.render import number
-from shunt.cli.session import Group, Session, config_options
 
 
 @click.group(cls=Group)
@@ -26,7 +26,7 @@ def check(ctx: click.Context, config: Path, services: Path) -> None:
     """Check the files and list every error, with file and line. The daemon is not needed."""
     from shunt.agent.sources.file import ConfigErrors, load
 
-    session = ctx.ensure_object(Session)
+    options = ctx.ensure_object(Options)
     errors: list[dict[str, Any]] = []
     summary: dict[str, int] = {}
     try:
@@ -36,7 +36,7 @@ def check(ctx: click.Context, config: Path, services: Path) -> None:
             {"file": x.file, "line": x.line, "what": x.what, "why": x.why, "fix": x.fix}
             for x in e.errors
         ]
-        if not session.json:
+        if not options.json:
             print("\n".join(str(x) for x in e.errors), file=sys.stderr)
             print(render.count(len(errors), "errors"), file=sys.stderr)
     else:
@@ -46,23 +46,23 @@ def check(ctx: click.Context, config: Path, services: Path) -> None:
             "backends": sum(len(s.backends) for s in found.services),
             "slots": sum(s.region_slots() * len(s.protocols()) for s in found.services),
         }
-        if not session.json:
+        if not options.json:
             words = ", ".join(render.count(n, noun) for noun, n in summary.items())
             print(f"ok: {words} of {number(found.settings.limits.slots)}")
-    if session.json:
+    if options.json:
         render.print_json({"ok": not errors, "errors": errors, **summary})
     ctx.exit(1 if errors else 0)
 
 
 @config.command()
 @click.pass_obj
-def reload(session: Session) -> None:
+def reload(options: Options) -> None:
     """Have shuntd read its files now, and say if it refuses them.
 
     It also does so by itself when they change.
     """
-    answer = session.client.post("reload")
-    if session.json:
+    answer = options.client.post("reload")
+    if options.json:
         render.print_json(answer)
     else:
         print(f"in force: generation {answer['generation']}")

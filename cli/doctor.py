@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shunt.cli import render
-from shunt.cli.session import Command, Session, config_options
+from shunt.cli.options import Command, Options, config_options
 from shunt.lb.errors import ShuntError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def doctor(
         raise ShuntError(
             "this host cannot be looked at", e.strerror or str(e), "run it as root (sudo)"
         ) from e
-    if ctx.ensure_object(Session).json:
+    if ctx.ensure_object(Options).json:
         render.print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         _show(findings)

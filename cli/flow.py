@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from shunt.cli import render
+from shunt.cli.options import Group, Options
 from shunt.cli.render import duration, endpoint, number
-from shunt.cli.session import Group, Session
 
 Json = dict[str, Any]
 LIMIT_MAX = 100_000
@@ -29,10 +29,10 @@ def flow() -> None:
 @click.argument("service", required=False)
 @limit_option
 @click.pass_obj
-def list_(session: Session, service: str | None, limit: int) -> None:
+def list_(options: Options, service: str | None, limit: int) -> None:
     """Remembered flows, of one service or of all, in no order."""
-    found = session.client.get("flows", service=service, limit=limit)
-    if session.json:
+    found = options.client.get("flows", service=service, limit=limit)
+    if options.json:
         render.print_json(found["flows"])
     else:
         columns = ("SERVICE", "PROTOCOL", "CLIENT", "VIP", "BACKEND", "STATE", "IDLE")
@@ -56,7 +56,7 @@ def list_(session: Session, service: str | None, limit: int) -> None:
 @click.argument("service", required=False)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def flush(session: Session, service: str | None, yes: bool) -> None:
+def flush(options: Options, service: str | None, yes: bool) -> None:
     """Forget remembered flows, and translations of mode nat, of one service or of all.
 
     Connections on slots that are not settled may move to another backend, and break; those of
@@ -64,8 +64,8 @@ def flush(session: Session, service: str | None, yes: bool) -> None:
     """
     whose = f"service {service}" if service else "all services"
     confirm(f"Forget the flows of {whose}? Established connections may break.", yes)
-    deleted = session.client.post("flows", "flush", body={"service": service})["deleted"]
-    if session.json:
+    deleted = options.client.post("flows", "flush", body={"service": service})["deleted"]
+    if options.json:
         render.print_json({"deleted": deleted})
     else:
         print(f"{number(deleted)} flows of {whose} forgotten")
@@ -80,10 +80,10 @@ def nat() -> None:
 @click.argument("service", required=False)
 @limit_option
 @click.pass_obj
-def nat_list(session: Session, service: str | None, limit: int) -> None:
+def nat_list(options: Options, service: str | None, limit: int) -> None:
     """Translations, of one service or of all, in no order."""
-    found = session.client.get("nat", service=service, limit=limit)
-    if session.json:
+    found = options.client.get("nat", service=service, limit=limit)
+    if options.json:
         render.print_json(found["flows"])
     else:
         columns = ("SERVICE", "PROTOCOL", "CLIENT", "VIP", "OWN", "BACKEND", "STATE", "IDLE")

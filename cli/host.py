@@ -12,8 +12,8 @@ import click
 
 from shunt.cli import render
 from shunt.cli.flow import confirm
+from shunt.cli.options import Command, Options, bpffs_option
 from shunt.cli.render import number
-from shunt.cli.session import Command, Session, bpffs_option
 from shunt.lb.errors import ShuntError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @bpffs_option
 @click.pass_obj
 def decap(
-    session: Session,
+    options: Options,
     iface: str | None,
     sources: Sequence[str],
     mode: str,
@@ -63,7 +63,7 @@ def decap(
             shown = []
         else:
             shown = [program.attach(iface, sources, mode, bpffs)]
-    if session.json:
+    if options.json:
         render.print_json([_json(found) for found in shown])
     elif detach:
         print(f"{iface}: decap is detached")
@@ -95,7 +95,7 @@ def _show(found: Decap) -> None:
 @bpffs_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def cleanup(session: Session, bpffs: Path, yes: bool) -> None:
+def cleanup(options: Options, bpffs: Path, yes: bool) -> None:
     """Detach and remove everything that Shunt left in the kernel. shuntd must be stopped.
 
     Services are no longer forwarded, and all connections are forgotten. This leaves the host as
@@ -108,8 +108,8 @@ def cleanup(session: Session, bpffs: Path, yes: bool) -> None:
             with _nobody_runs(bpffs):
                 removed += _remove_pins(bpffs)
         removed += _release_neighbours()
-        removed += _remove_socket(session.socket)
-    if session.json:
+        removed += _remove_socket(options.socket)
+    if options.json:
         render.print_json({"removed": removed})
     else:
         for line in removed:

@@ -16,8 +16,8 @@ import click
 
 from shunt.cli import backend, config, doctor, flow, host, monitor, program, service, status
 from shunt.cli.client import Refused, Unreachable
+from shunt.cli.options import Group
 from shunt.cli.render import print_error, print_errors
-from shunt.cli.session import Group
 from shunt.lb.errors import ShuntError
 
 OK, WRONG, USAGE, NO_DAEMON = range(4)

@@ -11,15 +11,15 @@ from typing import Any
 import click
 
 from shunt.cli.client import Unreachable
+from shunt.cli.options import Command, Options
 from shunt.cli.render import endpoint, label
-from shunt.cli.session import Command, Session
 
 
 @click.command(cls=Command)
 @click.option("--type", "kind", type=click.Choice(["drop"]), default="drop", show_default=True)
 @click.option("--count", type=click.IntRange(1), help="End after so many.")
 @click.pass_obj
-def monitor(session: Session, kind: str, count: int | None) -> None:
+def monitor(options: Options, kind: str, count: int | None) -> None:
     """Dropped packets as they come, until Ctrl-C.
 
     A sample of them: at most `budgets: samples` a second for each processor. With -o json, one
@@ -27,8 +27,8 @@ def monitor(session: Session, kind: str, count: int | None) -> None:
     """
     seen = 0
     try:
-        for sample in session.client.stream("monitor", type=kind):
-            if session.json:
+        for sample in options.client.stream("monitor", type=kind):
+            if options.json:
                 print(json.dumps(sample), flush=True)
             elif "lost" in sample:
                 print(f"shunt: too slow for {sample['lost']} samples", file=sys.stderr)

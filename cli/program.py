@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from shunt.cli import render
-from shunt.cli.session import Group, Session
+from shunt.cli.options import Group, Options
 
 
 @click.group(cls=Group)
@@ -16,13 +16,13 @@ def program() -> None:
 
 @program.command()
 @click.pass_obj
-def swap(session: Session) -> None:
+def swap(options: Options) -> None:
     """Load the program anew from its file and put it in the old one's place.
 
     No packet is lost, and the maps stay. For after an upgrade of the package.
     """
-    interfaces = session.client.post("programs", "swap")["interfaces"]
-    if session.json:
+    interfaces = options.client.post("programs", "swap")["interfaces"]
+    if options.json:
         render.print_json(interfaces)
         return
     for interface in interfaces:

@@ -9,8 +9,8 @@ import click
 
 from shunt.cli import render
 from shunt.cli.backend import print_backends
+from shunt.cli.options import Group, Options
 from shunt.cli.render import number, size
-from shunt.cli.session import Group, Session
 
 Json = dict[str, Any]
 
@@ -22,10 +22,10 @@ def service() -> None:
 
 @service.command("list")
 @click.pass_obj
-def list_(session: Session) -> None:
+def list_(options: Options) -> None:
     """Every service."""
-    services = session.client.get("services")["services"]
-    if session.json:
+    services = options.client.get("services")["services"]
+    if options.json:
         render.print_json(services)
         return
     columns = ("NAME", "VIPS", "PORTS", "MODE", "UP", "MOVING", "PACKETS", "BYTES")
@@ -48,10 +48,10 @@ def list_(session: Session) -> None:
 @service.command()
 @click.argument("name")
 @click.pass_obj
-def show(session: Session, name: str) -> None:
+def show(options: Options, name: str) -> None:
     """One service and its backends."""
-    found = session.client.get("services", name)
-    if session.json:
+    found = options.client.get("services", name)
+    if options.json:
         render.print_json(found)
         return
     slots = found["slots"]

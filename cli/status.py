@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from shunt.cli import render
+from shunt.cli.options import Command, Options
 from shunt.cli.render import duration, number, percent
-from shunt.cli.session import Command, Session
 
 Json = dict[str, Any]
 NEARLY_FULL = 0.8
@@ -24,9 +24,9 @@ def status(ctx: click.Context) -> None:
     Exit code 1: the newest configuration is refused, an interface has lost the program, or all
     backends of a service are failing.
     """
-    session = ctx.ensure_object(Session)
-    shown = session.client.get("status")
-    if session.json:
+    options = ctx.ensure_object(Options)
+    shown = options.client.get("status")
+    if options.json:
         render.print_json(shown)
     else:
         _show(shown)

@@ -19,7 +19,7 @@ BPFFS = Path("/sys/fs/bpf/shunt")
 
 
 @dataclass
-class Session:
+class Options:
     """The options that may stand before or after a command's name."""
 
     socket: Path = SOCKET
@@ -36,9 +36,9 @@ class Session:
 
 def _remember(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
-        session = ctx.ensure_object(Session)
+        options = ctx.ensure_object(Options)
         if value is not None:
-            setattr(session, field, value)
+            setattr(options, field, value)
 
     return callback
 
