@@ -147,7 +147,9 @@ class Map:
         pairs = list(self.batches(max(256, min(4096, self.spec.entries))))
         if not pairs:
             return self.new_keys(0), self._decode(np.zeros((0, self._width), np.uint8))
-        return np.concatenate([k for k, _ in pairs]), np.concatenate([v for _, v in pairs])
+        # Told the type: by itself, concatenate() turns big-endian fields into native ones.
+        keys = np.concatenate([k for k, _ in pairs], dtype=self.spec.key)
+        return keys, np.concatenate([v for _, v in pairs], dtype=self.spec.value)
 
     def update_many(self, keys: Records, values: Records) -> None:
         """Raises: ShuntError if the map is full; some of the elements may be in by then."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -28,7 +29,7 @@ from shunt.kern.objects import Object
 from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import NS_PER_S, Condition, Endpoint, Target, compile_target
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Backend, Port, Protocol, Service
+from shunt.lb.model import Backend, Mode, Port, Protocol, Service
 from shunt.xdp.attach import fit
 
 IDLE_S = 50
@@ -56,6 +57,10 @@ class Lab:
     path: Path
     scanner_class: type[Scanner] = Scanner
     now_s: int = 1000
+    mode: Mode = Mode.DSR_IPIP
+    protocol: Protocol = Protocol.TCP
+    idle_s: int = IDLE_S
+    sizes: Mapping[str, int] = field(default_factory=dict)
     configured: set[IPv4Address] = field(default_factory=set)
     drained: set[IPv4Address] = field(default_factory=set)
     failing: set[IPv4Address] = field(default_factory=set)
@@ -66,7 +71,10 @@ class Lab:
         self.obj = Object(self.path)
         config = self.obj.variable(".rodata", "config")
         config["test_clock"], config["inserts_per_s"] = 1, 1 << 30
-        self.obj.set_entries({"flows": FLOW_TABLE, "slots": 1 << 14, "restarts": 1 << 11})
+        sizes = {"flows": FLOW_TABLE, "slots": 1 << 14, "restarts": 1 << 11}
+        self.obj.set_entries({**sizes, **self.sizes})
+        if self.mode is Mode.NAT:
+            config["nat_port_min"], config["nat_port_count"] = 10000, 20000
         fit(self.obj)
         self.obj.load()
         self.clock = self.obj.variable(".bss", "test_now_ns")
@@ -104,12 +112,14 @@ class Lab:
         service = Service(
             name="web",
             vips=(VIP,),
-            ports=(Port(80, Protocol.TCP),),
+            ports=(Port(80, self.protocol),),
+            mode=self.mode,
             backends=tuple(Backend(a) for a in sorted(self.configured)),
-            tcp_idle_s=float(IDLE_S),
+            tcp_idle_s=float(self.idle_s),
             slots_per_backend=SLOTS_PER_BACKEND,
         )
-        return {"web/tcp": compile_target(service, Protocol.TCP, self.condition)}
+        target = compile_target(service, self.protocol, self.condition)
+        return {target.name: target}
 
     def reconcile(self, stop_after: int | None = None) -> int:
         """Plan and apply; `stop_after` kills the agent half-way. Returns the plan's length."""
@@ -126,7 +136,7 @@ class Lab:
         """One round of the scan, and what the agent does after it."""
         self.tick()
         self.scanner.run(self.targets(), self.now_ns)
-        place = self.tables.placed["web/tcp"]
+        (place,) = self.tables.placed.values()
         for i in self.scanner.unreferenced(place):
             address = next(e.address for e, n in place.backends.items() if n == i)
             self.gone.add(address)  # type: ignore[arg-type]
