@@ -71,6 +71,7 @@ class Node:
         self.counts = Counts()
         self.want: dict[str, Target] = {}
         self._gone: set[tuple[str, Endpoint]] = set()
+        self._modes: dict[str, Mode] = {}  # by service
 
     def start(self, configuration: Configuration) -> None:
         """Load, read back what is in force, and bring it to `configuration`; then attach.
@@ -126,6 +127,7 @@ class Node:
 
     def _put(self, configuration: Configuration) -> None:
         before, self.configuration = self.configuration, configuration
+        self._modes = {service.name: service.mode for service in configuration.services}
         settings = configuration.settings
         changed = before is None or before.settings != settings
         if before is not None and changed:
@@ -172,15 +174,9 @@ class Node:
         hop = self.nexthops.get(endpoint.address)
         if isinstance(hop, ShuntError):
             return hop
-        service = self._service(name)
-        if isinstance(hop, NextHop) and service is not None and service.mode is Mode.DSR_L2:
+        if isinstance(hop, NextHop) and self._modes.get(name.rpartition("/")[0]) is Mode.DSR_L2:
             return refuse_gateway(endpoint.address, hop)
         return None
-
-    def _service(self, target: str) -> Service | None:
-        assert self.configuration is not None
-        name = target.rpartition("/")[0]
-        return next((s for s in self.configuration.services if s.name == name), None)
 
     def _compile(self, configuration: Configuration) -> dict[str, Target]:
         return targets(configuration.services, self.condition)

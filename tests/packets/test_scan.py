@@ -112,7 +112,8 @@ def reply(frame: bytes, flags: int) -> bytes:
 
 
 def pairs(lab: Lab) -> tuple[int, int]:
-    return tuple(len(lab.obj.maps[name].items()[0]) for name in ("nat_fwd", "nat_rev"))
+    maps = lab.obj.maps
+    return len(maps["nat_fwd"].items()[0]), len(maps["nat_rev"].items()[0])
 
 
 @contextmanager

@@ -119,8 +119,12 @@ SAMPLE = {
 def test_a_sample_in_a_line() -> None:
     tcp = {
         **SAMPLE,
-        "source": "192.0.2.1", "destination": "203.0.113.10", "protocol": "tcp",
-        "source_port": 4242, "destination_port": 80, "tcp_flags": ["rst", "ack"],
+        "source": "192.0.2.1",
+        "destination": "203.0.113.10",
+        "protocol": "tcp",
+        "source_port": 4242,
+        "destination_port": 80,
+        "tcp_flags": ["rst", "ack"],
     }
     at = datetime.fromtimestamp(SAMPLE["time"]).astimezone().strftime("%H:%M:%S")  # type: ignore[arg-type]
     assert line(tcp) == (

@@ -41,7 +41,7 @@ def test_ids_found_in_use_are_left_alone() -> None:
 def test_regions_never_overlap(size: int, actions: list[tuple[bool, int]]) -> None:
     regions = Regions(size)
     held: list[tuple[int, int]] = []
-    owner = [None] * size
+    owner: list[int | None] = [None] * size
     for take, n in actions:
         if take:
             try:
