@@ -64,13 +64,33 @@ for command in (
     shunt.add_command(command)
 
 
+def _finish_output() -> None:
+    """Write what is still buffered. Raises: ShuntError if there is no room for it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        _discard_output()
+        raise ShuntError(
+            "the answer could not be written",
+            why=f"standard output: {os.strerror(e.errno or 0)}",
+            fix="make room where it goes, and ask again",
+        ) from None
+
+
+def _discard_output() -> None:
+    """Keep the interpreter from writing the rest at its exit: Python 3.13 then exits with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Errors are printed, never raised."""
     try:
         code = shunt.main(
             args=None if argv is None else list(argv), prog_name="shunt", standalone_mode=False
         )
-        sys.stdout.flush()
+        _finish_output()
     except click.ClickException as e:  # all of them are about how the command was written
         e.show()
         return USAGE
@@ -88,7 +108,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         print_error(e)
         return WRONG
     except BrokenPipeError:  # `shunt flow list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return OK
     return code if isinstance(code, int) else OK
 
