@@ -35,7 +35,8 @@ export PATH={root}/build/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=
 export PYTHONDONTWRITEBYTECODE=1 GUEST_RESULTS=/job/results
 mkdir -p /dev/pts /dev/shm /job/results
 mount -t devpts devpts /dev/pts
-for place in /dev/shm /tmp /run; do mount -t tmpfs tmpfs $place; done
+# /tmp stays a part of the root disk, which is a snapshot: the checkout may be in it.
+for place in /dev/shm /run; do mount -t tmpfs tmpfs $place; done
 mkdir -p /run/netns /run/lock
 mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
