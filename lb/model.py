@@ -116,7 +116,7 @@ class Limits:
     frontends: int = 65536
     services: int = 16384
     slots: int = 2**20
-    backends: int = 131072
+    backends: int = 32768
     nexthops: int = 4096
     flows: int = 2**20
     nat: int = 2**18
