@@ -126,8 +126,8 @@ perf-packet: need-root build ## nanoseconds a packet, to perf/results/packet.jso
 	@tools/give-back perf/results
 
 .PHONY: perf-maglev
-perf-maglev: build ## balance and disruption of Maglev, to perf/results/maglev.json
-	$(AS_OWNER) $(PYTHON) -m perf.maglev $(ARGS)
+perf-maglev: build ## balance and disruption of Maglev, to perf/results/maglev_paper.*
+	$(AS_OWNER) $(PYTHON) -m perf.maglev_paper $(ARGS)
 
 .PHONY: lock
 lock: deps ## pin again what requirements/run.txt and dev.txt bring with them

@@ -6,12 +6,9 @@ The paper (Eisenbud et al., NSDI 2016, section 5.3) takes 1,000 backends and tab
 same for its rule ("claim", constant steps) and for ours ("try"); then one removal at the sizes
 Shunt gives its services. Writes results/maglev_paper.json and .png beside this file.
 
-    PYTHONPATH=build/py python perf/maglev_paper.py
+    make perf-maglev
 """
 
-import json
-import os
-import platform
 import random
 import statistics
 import time
@@ -22,6 +19,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from perf import harness
 from shunt.lb import maglev
 
 mpl.use("Agg")
@@ -195,19 +193,12 @@ def main() -> None:
     ]
     times = [timing(heaviest) for heaviest in (1, 10)]
     result = {
-        "machine": {
-            "cpu": cpu_model(),
-            "cpus": os.cpu_count(),
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-        },
+        "machine": harness.machine() | {"numpy": np.__version__},
         "paper": paper,
         "removal": removals,
         "time": times,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "maglev_paper.json").write_text(json.dumps(result, indent=1) + "\n")
+    harness.write_json(RESULTS / "maglev_paper.json", result)
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.5))
     plot_paper(left, paper)
     plot_removal(right, removals)
@@ -226,13 +217,6 @@ def main() -> None:
     for row in times:
         print(f"{row['tables']:,} tables, weights 1..{row['heaviest']}: {row['median_s']} s")
     print(f"took {time.perf_counter() - started:.0f} s")
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":
