@@ -145,6 +145,7 @@ def _belongs(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 def _qemu(kernel: images.Kernel, console: Path, memory_mib: int, processors: int) -> list[str]:
     return [
+        *("setpriv", "--pdeathsig", "KILL"),  # a run that is killed leaves no guest behind
         *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
         *("-m", str(memory_mib), "-smp", str(processors), "-nodefaults", "-display", "none"),
         *("-no-reboot", "-nic", "none", "-device", "virtio-rng-pci"),
