@@ -23,7 +23,7 @@ from tests.kernels import guest, images
 
 EXPECTED_SKIPS = Path(__file__).resolve().parents[1] / "expected_skips.yaml"
 # Emulated processors are some ten times slower than real ones; this is the limit of one kernel.
-TIMEOUT_S = 1500
+TIMEOUT_S = 2400
 
 PYTEST = (
     *(
