@@ -115,7 +115,7 @@ demo: need-root build ## the lab, live; ARGS=--stay keeps it up (root)
 	@$(UNCACHED) -m shunt.lab.demo $(ARGS)
 
 .PHONY: test-kernels
-test-kernels: need-root build ## the packet tests on Debian's 6.1 and 6.12 kernels, in QEMU (root)
+test-kernels: need-root build ## packet and kernel tests on Debian's 6.1 and 6.12 kernels, in QEMU (root)
 	@tools/deps requirements/debian.txt requirements/debian-kernels.txt
 	@$(UNCACHED) -m tests.kernels.run $(ARGS)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packet tests on Debian's kernels: `make test-kernels`, `make test-kernels ARGS=6.1`.
+"""The tests that kernels may differ in, on Debian's: `make test-kernels [ARGS=6.1]`.
+
+All packet tests, and of those across namespaces the ones of loading, attaching and netlink.
 
 On each kernel the tests must pass, nothing but what tests/expected_skips.yaml lists may be
 skipped (tests/conftest.py sees to that in the guest), and what is listed must really be skipped:
@@ -37,6 +39,8 @@ PYTEST = (
         "--tb=short",
     ),
     *("--junit-xml=/job/results/junit.xml", "tests/packets"),
+    *(f"tests/netns/test_{what}.py" for what in ("datapath", "decap", "features", "netdev")),
+    *(f"tests/netns/test_{what}.py" for what in ("netlink", "nexthops")),
 )
 
 
