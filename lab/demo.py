@@ -54,9 +54,9 @@ def ignore_signals() -> None:
 
 def main() -> int:
     arguments = parse()
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=PIPE_WIDTH)
+        console = Console(highlight=False, emoji=False, width=PIPE_WIDTH)
     for number in SIGNALS:
         signal.signal(number, interrupt)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -111,6 +112,16 @@ class Namespace:
         """Run `ip` commands (without the leading word) in one process; stop at the first error."""
         _run(["ip", "-n", self.name, "-batch", "-"], stdin="\n".join(commands) + "\n")
 
+    def bridge(self, *commands: str) -> None:
+        """The same for `bridge`."""
+        _run(["bridge", "-n", self.name, "-batch", "-"], stdin="\n".join(commands) + "\n")
+
+    def mac(self, device: str) -> str:
+        shown = json.loads(
+            _run(["ip", "-n", self.name, "-j", "link", "show", "dev", device]).stdout
+        )
+        return str(shown[0]["address"])
+
     def run(
         self, *argv: str, check: bool = True, timeout_s: float = 30
     ) -> subprocess.CompletedProcess[str]:
@@ -129,6 +140,13 @@ class Namespace:
             for key, value in settings.items():
                 # A dot in an interface's name would need care; the lab's have none.
                 Path("/proc/sys/net", key.replace(".", "/")).write_text(str(value))
+
+    def retransmitted(self) -> int:
+        """How many TCP segments were sent from here a second time, since it was made."""
+        with self.inside():
+            rows = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+        names, values = (row.split() for row in rows if row.startswith("Tcp:"))
+        return int(values[names.index("RetransSegs")])
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:

@@ -165,8 +165,11 @@ class Script:
         step = Step(title, time.monotonic(), self.traffic.answers(), len(self.traffic.live()))
         self.view.steps.append(step)
         self.view.doing = title
+        sent_again = self._sent_again()
         yield step
         step.end(time.monotonic(), self.traffic.answers())
+        if again := self._sent_again() - sent_again:
+            step.notes.append(f"packets lost or late, and sent again: {again}")
         self.judge()
         self.view.finish(step)
 
@@ -178,6 +181,11 @@ class Script:
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.2))
             self.traffic.check()
+
+    def _sent_again(self) -> int:
+        """TCP segments, by either side, and datagrams."""
+        ends = [self.lab.client, *(host.namespace for host in self.lab.backends)]
+        return sum(end.retransmitted() for end in ends) + self.traffic.resent().total()
 
     def _counts_after(self, seconds: float) -> Counts:
         self._observe(seconds)

@@ -181,6 +181,9 @@ class Lab:
     ) -> None:
         veth(namespace, device, self.switch, port, SEGMENT_MTU)
         self.switch.ip(f"link set dev {port} master br0")
+        # A bridge floods what is for a host that it does not know (one that was unplugged), and a
+        # veth has no filter by MAC: an XDP program would get, and forward, another node's frames.
+        self.switch.bridge(f"fdb replace {namespace.mac(device)} dev {port} master static")
         namespace.ip(
             f"addr add {v4}/{SEGMENT4.prefixlen} dev {device}",
             f"addr add {v6}/{SEGMENT6.prefixlen} dev {device} nodad",

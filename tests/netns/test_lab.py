@@ -165,6 +165,25 @@ def test_an_unplugged_node_is_cut_off_and_comes_back(lab: Lab) -> None:
     assert lab.client.run(*ping, check=False).returncode == 0
 
 
+def test_nobody_else_gets_the_frames_of_an_unplugged_node(lab: Lab) -> None:
+    gone, other = lab.balancers
+    ping = ("ping", "-c1", "-W1")
+    lab.client.run(*ping, str(gone.address4))  # the router knows its MAC
+    with other.namespace.inside():
+        seen = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+    with seen:
+        lab.unplug(gone)
+        try:
+            assert lab.client.run(*ping, str(gone.address4), check=False).returncode != 0
+        finally:
+            lab.plug_in(gone)
+        lab.client.run(*ping, str(other.address4))
+        receivers = []
+        while other.address4 not in receivers:
+            receivers.append(ip_address(seen.recv(2048)[16:20]))
+    assert gone.address4 not in receivers
+
+
 def test_an_outer_header_fits_between_load_balancer_and_backend(lab: Lab) -> None:
     backend = lab.backends[0].address6
     inner, outer, icmp = 1500, 40, 8
