@@ -88,7 +88,9 @@ class Scene:
         yield flows
         self.traffic.wait_answered()
         lost = [f for f in self.traffic.failures()[before:] if f.target in of and f.kind in kinds]
-        assert Counter((f.target, f.kind, f"{f.reason} {f.detail}") for f in lost) == {}
+        who = {number: f"at {flow.backend}" for number, flow in flows.items()}
+        told = (f"{f.target} {f.kind} {who.get(f.flow, '')}: {f.reason} {f.detail}" for f in lost)
+        assert Counter(told) == {}
         live = {f.flow for f in self.traffic.live()}
         kept = [f.flow for f in flows.values() if f.target in of and f.kind in kinds]
         assert live.issuperset(kept)
