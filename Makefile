@@ -16,7 +16,7 @@ BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 BPF_SOURCES := $(wildcard xdp/*.bpf.c tc/*.bpf.c sockops/*.bpf.c perf/*.bpf.c \
 	tests/*.bpf.c tests/*/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
-C_SOURCES := $(wildcard bpf/*.h xdp/*.c tc/*.c sockops/*.c lb/*.c lb/*.h perf/*.c perf/*.h \
+C_SOURCES := $(wildcard bpf/*.h xdp/*.c tc/*.c sockops/*.c lb/*.c lb/*.h kern/*.c perf/*.c perf/*.h \
 	tests/*.bpf.c tests/*/*.bpf.c)
 
 # -mcpu=v3 (32-bit registers' jumps, atomics) is what every supported kernel takes; the
@@ -46,7 +46,7 @@ venv: deps
 	@$(AS_OWNER) tools/pytree
 
 .PHONY: build
-build: venv ## build the BPF objects and the C extension, in place
+build: venv ## build the BPF objects and the C extensions, in place
 	@$(AS_OWNER) $(MAKE) objects
 
 # One level down, already as the checkout's owner.
@@ -67,10 +67,10 @@ build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/lb.bpf.c)
 
 -include $(BPF_OBJECTS:%=build/dep/%.d)
 
-build/stamp/extension: $(wildcard setup.py lb/*.c lb/*.h) build/venv/made-from
+build/stamp/extension: $(wildcard setup.py lb/*.c lb/*.h kern/*.c bpf/*.h) build/venv/made-from
 	@mkdir -p build/stamp
 	@if [ -e setup.py ]; then \
-		echo "Building the C extension ..."; \
+		echo "Building the C extensions ..."; \
 		$(PYTHON) setup.py -q build_ext --inplace --build-temp build/ext; \
 	fi
 	@touch $@
@@ -135,7 +135,7 @@ lock: deps ## pin again what requirements/run.txt and dev.txt bring with them
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf build $(BPF_OBJECTS) $(wildcard lb/*.so)
+	rm -rf build $(BPF_OBJECTS) $(wildcard lb/*.so kern/*.so)
 
 .PHONY: need-root
 need-root:

@@ -6,69 +6,87 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from shunt.agent.node import Node
 from shunt.agent.samples import describe
 from shunt.agent.service_views import Json, names
 from shunt.agent.tables import Tables
+from shunt.kern.flows import backends, seen_ns, states
 from shunt.lb.compile import Endpoint, unmapped
 from shunt.lb.model import Protocol
 
-BATCH = 1024
+BATCH = 4096  # lines, or elements
 _ID = np.uint64(0xFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some flows of either kind. Shape: a row each."""
+
+    keys: Any
+    values: Any
+    svc: NDArray[np.intp]
+    backend: NDArray[np.intp]
+    state: NDArray[Any]
+    seen_ns: NDArray[np.int64]
 
 
 async def flows(node: Node, service: str | None, limit: int) -> Json:
     """Flows that are remembered, in no order. `more`: there are more than `limit`."""
-    states = names(node.datapath.btf, "flow_state", "FLOW_")
+    tables = node.tables
 
-    def shown(key: Any, value: Any) -> Json:
-        return {
-            "client": str(unmapped(key["saddr"].tobytes())),
-            "client_port": int(key["sport"]),
-            "vip": str(unmapped(key["daddr"].tobytes())),
-            "vip_port": int(key["dport"]),
-            "protocol": Protocol(int(key["proto"])).name.lower(),
-            "state": states(int(value["state"])).name.lower(),
-        }
+    def batches() -> Iterator[_Batch]:
+        for _, found in tables.flows.batches(BATCH):
+            words = found["word"]
+            ids = backends(words)
+            svc = tables.backends["svc"][ids].astype(np.intp)
+            yield _Batch(found["key"], found, svc, ids, states(words), seen_ns(words))
 
-    return await _listed(node, "flows", service, limit, shown)
+    return await _listed(node, batches(), service, limit, lambda _: {})
 
 
 async def translations(node: Node, service: str | None, limit: int) -> Json:
     """Flows of mode nat, from the client's side, in no order. `more`: there are more."""
-    states = names(node.datapath.btf, "flow_state", "FLOW_")
+    closing = states_of(node)["CLOSING"]
 
-    def shown(key: Any, value: Any) -> Json:
-        state = states(int(value["state"])).name.lower()
+    def batches() -> Iterator[_Batch]:
+        for keys, values in node.tables.maps["nat_fwd"].batches(BATCH):
+            ids = (values["word"] & _ID).astype(np.intp)
+            state = np.where(values["closed"] != 0, closing, values["state"])
+            seen = values["seen_ns"].astype(np.int64)
+            yield _Batch(keys, values, values["svc"].astype(np.intp), ids, state, seen)
+
+    def own(value: Any) -> Json:
         return {
-            "client": str(unmapped(key["saddr"].tobytes())),
-            "client_port": int(key["sport"]),
-            "vip": str(unmapped(key["daddr"].tobytes())),
-            "vip_port": int(key["dport"]),
-            "protocol": Protocol(int(key["proto"])).name.lower(),
-            "state": "closing" if int(value["closed"]) else state,
             "own": str(unmapped(value["saddr"].tobytes())),
             "own_port": int(value["sport"]),
             "backend_port": int(value["dport"]),
         }
 
-    return await _listed(node, "nat_fwd", service, limit, shown)
+    return await _listed(node, batches(), service, limit, own)
+
+
+def states_of(node: Node) -> type[IntEnum]:
+    """enum flow_state."""
+    return node.datapath.btf.enum("flow_state", "FLOW_")  # type: ignore[no-any-return]
 
 
 async def _listed(
     node: Node,
-    name: str,
+    batches: Iterator[_Batch],
     service: str | None,
     limit: int,
-    shown: Callable[[Any, Any], Json],
+    more_of: Callable[[Any], Json],
 ) -> Json:
-    tables = node.tables
+    tables, state_of = node.tables, states_of(node)
     targets = {p.svc: n for n, p in tables.placed.items()}
     wanted = None
     if service is not None:
@@ -76,18 +94,25 @@ async def _listed(
     # Encoded row by row: a hundred thousand dicts would hold up the loop, as garbage too.
     found: list[msgspec.Raw] = []
     more = False
-    for keys, values in tables.maps[name].batches(BATCH):
-        index = np.arange(len(keys))
+    for batch in batches:
+        index = np.arange(len(batch.keys))
         if wanted is not None:
-            index = index[np.isin(values["svc"], wanted)]
+            index = index[np.isin(batch.svc, wanted)]
         more = more or len(found) + len(index) > limit
         now_ns = time.monotonic_ns()
         for i in index[: limit - len(found)].tolist():
+            key = batch.keys[i]
             row = {
-                "service": targets.get(int(values["svc"][i]), "").rpartition("/")[0],
-                **shown(keys[i], values[i]),
-                "backend": backend_name(tables, int(values["word"][i] & _ID)),
-                "idle_s": round(max(0, now_ns - int(values["seen_ns"][i])) / 1e9, 1),
+                "service": targets.get(int(batch.svc[i]), "").rpartition("/")[0],
+                "client": str(unmapped(key["saddr"].tobytes())),
+                "client_port": int(key["sport"]),
+                "vip": str(unmapped(key["daddr"].tobytes())),
+                "vip_port": int(key["dport"]),
+                "protocol": Protocol(int(key["proto"])).name.lower(),
+                "state": state_of(int(batch.state[i])).name.lower(),
+                **more_of(batch.values[i]),
+                "backend": backend_name(tables, int(batch.backend[i])),
+                "idle_s": round(max(0, now_ns - int(batch.seen_ns[i])) / 1e9, 1),
             }
             found.append(msgspec.Raw(msgspec.json.encode(row)))
         if more:

@@ -25,6 +25,7 @@ from shunt.agent.probe import Target as ProbeTarget
 from shunt.agent.scan import Scanner
 from shunt.agent.tables import Tables
 from shunt.agent.wiring import Wiring
+from shunt.kern.flows import backends
 from shunt.kern.rcu import synchronize
 from shunt.lb.compile import Condition, Endpoint, Target, targets
 from shunt.lb.errors import ShuntError
@@ -347,7 +348,14 @@ class Node:
                 assert self.configuration is not None
                 find_service(self.configuration, service)
         deleted = 0
-        for name in ("flows", "nat_fwd", "nat_rev"):
+        for index, flows in t.flows.batches():
+            words = flows["word"]
+            ended = np.ones(len(words), np.bool_)
+            if svcs is not None:
+                ended = np.isin(t.backends["svc"][backends(words)], svcs)
+            deleted += int(t.flows.delete(index[ended], words[ended]).sum())
+            await asyncio.sleep(0)
+        for name in ("nat_fwd", "nat_rev"):
             for keys, values in t.maps[name].batches():
                 ended = keys if svcs is None else keys[np.isin(values["svc"], svcs)]
                 gone = t.maps[name].delete_many(ended)

@@ -17,15 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shunt.agent.tables import Placed, Tables
+from shunt.kern import flows as flowtable
 from shunt.kern.rcu import synchronize
 from shunt.lb import slots as slot
 from shunt.lb.compile import Target
 
 SHORT_IDLE_NS = 60_000_000_000  # bpf/flow.h; a test compares
-# A flow is deleted this much later than the programs stop following it, so that one which
-# speaks up at the last moment is not remembered anew just before the delete.
+# A flow is deleted this much later than the programs stop following it: their clocks, and the
+# agent's, are read at different moments.
 MARGIN_NS = 5_000_000_000
-FLOW_OPENING, FLOW_CONFIRMED, FLOW_CLOSING = range(3)
+# Of map flows' lines, read at a time.
+FLOW_LINES = 1 << 16
 NAT_FIN_BOTH, NAT_RST = 3, 4
 _ID = np.uint64(0xFFFFFFFF)
 
@@ -73,8 +75,8 @@ class Scanner:
         found = Round(began, regions)
         found.busy = np.zeros(len(t.words), np.bool_)
         found.named = np.zeros(len(t.backends), np.bool_)
-        for keys, values in t.maps["flows"].batches(batch):
-            self._flows(keys, values, found, clock())
+        for index, flows in t.flows.batches(FLOW_LINES):
+            self._flows(index, flows, found, clock())
             yield
         yield from self._nat(found, clock, batch)
         self._settle(found)
@@ -103,30 +105,32 @@ class Scanner:
                 changed[index] = now_ns
                 words[index] = slot.linger(words[index])
 
-    def _flows(self, keys: Any, values: Any, found: Round, now_ns: int) -> None:
+    def _flows(self, index: Any, flows: Any, found: Round, now_ns: int) -> None:
         t = self.tables
-        ids = (values["word"] & _ID).astype(np.intp)
-        svc = values["svc"].astype(np.intp)
+        ids = flowtable.backends(flows["word"])
+        svc = t.backends["svc"][ids].astype(np.intp)
         region = t.svc["region"][svc]
         log2 = region & np.uint64(0xFF)
-        hashes = values["word"] >> np.uint64(32)
+        hashes = flows["hash"].astype(np.uint64)
         at = ((region >> np.uint64(8)) + (hashes << log2 >> np.uint64(32))).astype(np.intp)
         words = t.words[at]
-        lasting = values["state"] == FLOW_CONFIRMED
+        lasting = flowtable.states(flows["word"]) == flowtable.State.CONFIRMED
         idle = t.svc["idle_ns"][svc]
         limit = np.where(lasting, idle, np.minimum(idle, np.uint64(SHORT_IDLE_NS)))
-        age = now_ns - values["seen_ns"].astype(np.int64)
+        age = now_ns - flowtable.seen_ns(flows["word"])
         orphaned = ~t.known()[ids] | (t.svc["mode"][svc] == 0)
         as_owner = ids == slot.cur(words).astype(np.intp)
         needless = as_owner & (slot.state(words) != slot.State.MOVING)
         ended = (age > limit.astype(np.int64) + MARGIN_NS) | orphaned | needless
         kept = ~ended
+        if ended.any():
+            deleted = t.flows.delete(index[ended], flows["word"][ended])
+            kept[ended] = ~deleted  # it was seen again just now
+            found.deleted += int(deleted.sum())
         found.flows += int(kept.sum())
         found.exceptions += int((kept & ~as_owner).sum())
         found.busy[at[kept & ~as_owner]] = True
         found.named[ids[kept]] = True
-        if ended.any():
-            found.deleted += t.maps["flows"].delete_many(keys[ended])
 
     def _nat(self, found: Round, clock: Callable[[], int], batch: int) -> Iterator[None]:
         """Translations end in pairs: silent both ways, closed, or their backend gone."""
@@ -244,7 +248,7 @@ def judge_nat(
     seen = np.maximum(reverse["seen_ns"], np.where(lone, 0, forward["seen_ns"]))
     closed = reverse["closed"] | np.where(lone, 0, forward["closed"])
     closing = ((closed & NAT_RST) != 0) | ((closed & NAT_FIN_BOTH) == NAT_FIN_BOTH)
-    short = closing | (forward["state"] == FLOW_OPENING) | lone
+    short = closing | (forward["state"] == flowtable.State.OPENING) | lone
     limit = np.where(short, np.minimum(idle_ns, SHORT_IDLE_NS), idle_ns)
     limit = np.where(lone, MARGIN_NS, limit)
     ended: NDArray[np.bool_] = (now_ns - seen.astype(np.int64) > limit) | gone

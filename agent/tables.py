@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shunt.kern.btf import Btf
+from shunt.kern.flows import FlowTable, backends
 from shunt.kern.maps import Map
 from shunt.lb import slots as slot
 from shunt.lb.compile import Endpoint, unmapped
@@ -74,6 +75,7 @@ class Tables:
         self.nexthops: NDArray[Any] = maps["nexthops"].mapped()
         self.ports: NDArray[np.uint64] = maps["ports"].mapped()["bits"]
         self.frontends = FrontendTable(service_words(maps["services"]))
+        self.flows = FlowTable(maps["flows"].mapped())
         self.meta: NDArray[Any] = maps["meta"].mapped()
         self.changed: NDArray[np.uint64] = np.zeros(len(self.words), np.uint64)
         self.placed: dict[str, Placed] = {}
@@ -96,6 +98,7 @@ class Tables:
         return region >> REGION_LOG2_BITS, region & (1 << REGION_LOG2_BITS) - 1
 
     def _recover(self, now_ns: int) -> None:
+        self.flows.mend()
         named = self._named_by_flows()
         self.regions = Regions(len(self.words))
         by_svc: dict[int, Placed] = {}
@@ -139,11 +142,13 @@ class Tables:
 
     def _named_by_flows(self) -> tuple[list[int], list[int]]:
         """Backend and service ids that a remembered flow names."""
-        backends: set[int] = set()
+        backend_ids: set[int] = set()
         services: set[int] = set()
-        for name in ("flows", "nat_fwd", "nat_rev"):
+        for _, flows in self.flows.batches():
+            backend_ids.update(np.unique(backends(flows["word"])).tolist())
+        for name in ("nat_fwd", "nat_rev"):
             for _, values in self.maps[name].batches():
                 ids = values["word"] & np.uint64(0xFFFFFFFF)
-                backends.update(np.unique(ids).tolist())
+                backend_ids.update(np.unique(ids).tolist())
                 services.update(np.unique(values["svc"]).tolist())
-        return sorted(backends), sorted(services)
+        return sorted(backend_ids), sorted(services)

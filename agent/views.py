@@ -158,7 +158,7 @@ def _scanned(node: Node) -> Json:
         "flows": {
             "remembered": last.flows if last else None,
             "exceptions": last.exceptions if last else None,
-            "limit": maps["flows"].spec.entries,
+            "limit": node.tables.flows.capacity,
         },
         "nat": {"pairs": last.nat if last else None, "limit": maps["nat_fwd"].spec.entries},
         "scan": {
@@ -216,4 +216,5 @@ def map_fill(node: Node) -> Json:
         "flows": last.flows if last else 0,
         "nat_fwd": last.nat if last else 0,
     }
-    return {n: {"used": u, "limit": tables.maps[n].spec.entries} for n, u in used.items()}
+    limits = {n: tables.maps[n].spec.entries for n in used} | {"flows": tables.flows.capacity}
+    return {n: {"used": u, "limit": limits[n]} for n, u in used.items()}

@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* Raised when the meaning of a pinned map changes without its size changing. */
-enum abi { ABI_VERSION = 1 };
+enum abi { ABI_VERSION = 2 };
 
 /* Why a packet left the program the way it did: index of map `reasons`.
  * The prefix is the class: PASS_ (to this host's stack), SENT_ (to a backend
@@ -159,7 +159,7 @@ struct nexthop_val {	 /* map nexthops, by index; mmap-ed. Index 0 is never resol
 };
 
 /* The five-tuple as it stands in the packet; dport, proto and scope as in a svc_entry. */
-struct flow_key {	 /* maps flows, nat_fwd and nat_rev, key */
+struct flow_key {	 /* of map flows; maps nat_fwd and nat_rev, key */
 	__u8   saddr[16];
 	__u8   daddr[16];
 	__be16 dport;
@@ -170,20 +170,51 @@ struct flow_key {	 /* maps flows, nat_fwd and nat_rev, key */
 };
 
 enum flow_state {
+	FLOW_FREE,	 /* a line that has no flow; its word is 0 */
+	FLOW_CLAIMED,	 /* somebody is writing a flow into the line, */
+	FLOW_CLEARING,	 /* or taking it out; the word's backend is an enum flow_writer */
 	FLOW_OPENING,	 /* only a SYN was seen */
 	FLOW_CONFIRMED,
 	FLOW_CLOSING,	 /* FIN or RST was seen */
 };
 
-/* `word` is read by one load: the kernel recycles a deleted element's memory under its
- * readers, and a hash that is not the packet's says that this happened. */
-struct flow_val {	 /* map flows, value */
-	__u64 word;	 /* flow hash << 32 | backend id */
-	__u64 seen_ns;
-	__u32 svc;
+/* A program's claim lasts some nanoseconds; one that an agent left when it was killed is found by
+ * the next. */
+enum flow_writer {
+	FLOW_BY_PROGRAM,
+	FLOW_BY_AGENT,
+};
+
+/* flow_line.word, all of a flow that changes: one word, so that it is read by one load and changed
+ * by one compare-and-swap.
+ *   bits  0..23  the backend
+ *   bits 24..26  enum flow_state
+ *   bits 27..63  when it was seen last: ns of the monotonic clock >> FLOW_TICK_SHIFT */
+#define FLOW_BACKEND_MASK ((1U << FLOW_STATE_SHIFT) - 1)
+#define FLOW_STATE_SHIFT  24
+#define FLOW_STATE_MASK	  7
+#define FLOW_SEEN_SHIFT	  27
+#define FLOW_TICK_SHIFT	  26 /* a tick is 67 ms */
+
+/* flow_line.near: for each flow whose home the line is (FLOW_SIBLINGS at most) FLOW_NEAR_BITS bits,
+ * then zeros:
+ *   bits 0..6   its distance from home in lines, plus one
+ *   bits 7..11  the top bits of its hash, so that hardly any line is read in vain */
+#define FLOW_DISTANCE_BITS 7
+#define FLOW_TAG_BITS	   5
+#define FLOW_TAG_MASK	   ((1U << FLOW_TAG_BITS) - 1)
+#define FLOW_NEAR_BITS	   (FLOW_DISTANCE_BITS + FLOW_TAG_BITS)
+#define FLOW_NEAR_MASK	   ((1U << FLOW_NEAR_BITS) - 1)
+#define FLOW_REACH	   ((1 << FLOW_DISTANCE_BITS) - 1)
+#define FLOW_SIBLINGS	   5
+#define FLOW_TRIES	   16 /* to change `near` while others do */
+
+struct flow_line {	 /* map flows, by line; mmap-ed: bpf/flow_table.h */
+	struct flow_key key;
+	__u64 word;
+	__u64 near;	 /* the flows whose home this line is */
+	__u32 hash;	 /* the flow's */
 	__u32 isn;	 /* FLOW_OPENING: the SYN's sequence number, host order */
-	__u8  state;	 /* enum flow_state */
-	__u8  pad[7];
 };
 
 #define NAT_FIN_CLIENT	1
@@ -200,7 +231,10 @@ struct last_hop {
 	__u32 pad2;
 };
 
-/* From the client: key is the tuple as the client sends it. */
+/* `word` is read by one load: the kernel recycles a deleted element's memory under its readers,
+ * and a hash that is not the packet's says that this happened.
+ *
+ * From the client: key is the tuple as the client sends it. */
 struct nat_fwd_val {	 /* map nat_fwd, value */
 	__u64  word;	 /* hash of this key << 32 | backend id */
 	__u64  seen_ns;
@@ -288,9 +322,9 @@ struct sample {		 /* ring samples */
 /* Constants of one loaded program: the verifier removes what they rule out. */
 struct lb_config {
 	__u32 services_mask;	/* lines of map services, less one */
+	__u32 flows_mask;	/* lines of map flows, less one */
 	__u32 services;		/* elements of map svc */
 	__u32 backends;		/* elements of map backends */
-	__u32 pad0;
 	__u64 hash_seed;	 /* equal on all nodes that share VIPs */
 	__u64 nat_key[2];	 /* secret of this node: where a flow's port search begins */
 	__u8  ipip_saddr4[16];	 /* IPv4-mapped; low bits filled from the flow hash */

@@ -11,10 +11,17 @@
 
 #include "parse.h"
 
+static __always_inline struct flow_line *line_at(void *table, __u32 index)
+{
+	return bpf_map_lookup_elem(table, &index);
+}
+
+#include "flow_table.h"
+
 /* An unconfirmed or a closing flow is forgotten after this; so are settled UDP flows. */
 #define SHORT_IDLE_NS (60 * NS_PER_S)
 
-/* `seen_ns` is written at most this often, so that a busy flow's line is not dirtied. */
+/* When a flow was seen is written at most this often, so that a busy flow's line stays clean. */
 #define TOUCH_NS NS_PER_S
 
 /* How far above its SYN's sequence number a flow's first packets may be. */
@@ -49,64 +56,105 @@ static __always_inline __u64 idle_limit(__u8 state, __u64 idle_ns)
 	return state == FLOW_CONFIRMED || idle_ns < SHORT_IDLE_NS ? idle_ns : SHORT_IDLE_NS;
 }
 
-/* The backend a remembered flow has, or 0 if nothing (any more) speaks for this packet. */
-static __always_inline __u32 recall(struct flow_val *flow, const struct packet *pkt,
-				    const struct place *p, __u64 now)
+static __always_inline bool older(__u64 ticks, __u64 limit_ns)
 {
-	__u64 word = READ_ONCE(flow->word), seen = READ_ONCE(flow->seen_ns);
-	__u32 id = word;
+	/* Another processor's clock may be ahead: a negative age is no age. Both are rounded down,
+	 * hence one more. */
+	return (__s64)ticks > (__s64)(limit_ns >> FLOW_TICK_SHIFT) + 1;
+}
 
-	if (word >> 32 != pkt->hash) /* recycled under us */
+/* The backend a remembered flow has, or 0 if nothing (any more) speaks for this packet. `*up`:
+ * whether it gets packets. */
+static __always_inline __u32 recall(const struct flow_at *at, const struct packet *pkt,
+				    const struct place *p, __u64 now, bool *up)
+{
+	__u32 id = flow_backend(at->word), state = flow_state(at->word), next = state;
+	__u64 age = (now >> FLOW_TICK_SHIFT) - flow_seen(at->word);
+	__u8 flags = backend_flags(id);
+
+	/* What was seen last may lag by TOUCH_NS. */
+	if (older(age, idle_limit(state, p->idle_ns) + TOUCH_NS) || !(flags & BACKEND_KNOWN))
 		return 0;
-	/* `seen` may lag by TOUCH_NS. Another processor's clock may be ahead: a negative age is
-	 * no age. */
-	if ((__s64)(now - seen) > (__s64)(idle_limit(flow->state, p->idle_ns) + TOUCH_NS))
-		return 0;
-	if (!(backend_flags(id) & BACKEND_KNOWN))
-		return 0;
+	*up = flags & BACKEND_UP;
 	if (opens(pkt)) {
-		if (flow->state == FLOW_CLOSING)
+		if (state == FLOW_CLOSING)
 			return 0;
-		if (flow->state == FLOW_OPENING)
-			flow->isn = pkt->seq;
-	} else if (flow->state == FLOW_OPENING) {
-		if (pkt->seq - flow->isn > ISN_WINDOW)
+		if (state == FLOW_OPENING)
+			WRITE_ONCE(at->line->isn, pkt->seq);
+	} else if (state == FLOW_OPENING) {
+		if (pkt->seq - READ_ONCE(at->line->isn) > ISN_WINDOW)
 			return 0; /* of an older flow with the same tuple */
-		flow->state = FLOW_CONFIRMED;
+		next = FLOW_CONFIRMED;
 	}
 	if (closes(pkt))
-		flow->state = FLOW_CLOSING;
-	if ((__s64)(now - seen) > (__s64)TOUCH_NS)
-		WRITE_ONCE(flow->seen_ns, now);
+		next = FLOW_CLOSING;
+	/* If the word has changed by now, another processor has just seen the flow too. */
+	if (next != state || older(age, TOUCH_NS))
+		__sync_val_compare_and_swap(&at->line->word, at->word, flow_word(id, next, now));
 	return id;
 }
 
-/* False if the flow could not be remembered; then nothing of it is. */
-static __always_inline bool remember(const struct packet *pkt, const struct place *p, __u32 id,
-				     __u64 now, bool had_entry)
+/* Not static: verified once, and not again for each packet that may get here. */
+
+/* Forget a flow, unless it has changed. */
+__noinline int forget_flow(__u32 hash, __u64 word, __u32 distance)
 {
-	struct flow_val val = {
-		.word = (__u64)pkt->hash << 32 | id,
-		.seen_ns = now,
-		.svc = p->svc,
-		.isn = pkt->seq,
-		.state = opens(pkt) ? FLOW_OPENING : FLOW_CONFIRMED,
+	struct flow_at at = {
+		.line = line_at(&flows, (hash + distance) & config.flows_mask),
+		.word = word,
+		.distance = distance,
 	};
 
-	if (closes(pkt))
-		val.state = FLOW_CLOSING;
-	if (!spend(BUDGET_INSERTS)) {
-		note(EVENT_FLOW_OVER_BUDGET);
-	} else if (bpf_map_update_elem(&flows, &pkt->key, &val, BPF_ANY)) {
-		note(EVENT_FLOW_TABLE_FULL);
-	} else {
+	return at.line && flow_delete(&flows, config.flows_mask, &at, FLOW_BY_PROGRAM);
+}
+
+/* The backend that is remembered now, this one or another processor's choice; 0 = none. `old` and
+ * `distance` tell of the flow that stands in the table for this key but does not speak for this
+ * packet; `old` is 0 if there is none. */
+__noinline __u32 store_flow(const struct packet *pkt, __u64 word, __u64 old, __u32 distance)
+{
+	if (!pkt)
+		return 0;
+	if (old) {
+		struct flow_at at = {
+			.line = line_at(&flows, (pkt->hash + distance) & config.flows_mask),
+			.word = old,
+		};
+
+		if (at.line && flow_renew(&at, pkt->seq, word, FLOW_BY_PROGRAM)) {
+			note(EVENT_FLOW_REMEMBERED);
+			return flow_backend(word);
+		}
+	}
+	switch (flow_insert(&flows, config.flows_mask, &pkt->key, pkt->hash, pkt->seq, &word,
+			    FLOW_BY_PROGRAM)) {
+	case FLOW_INSERTED:
 		note(EVENT_FLOW_REMEMBERED);
-		return true;
+		return flow_backend(word);
+	case FLOW_THERE:
+		return flow_backend(word);
+	default:
+		note(EVENT_FLOW_TABLE_FULL);
+		return 0;
+	}
+}
+
+/* The backend that is remembered now; 0 = the flow could not be, and nothing of it is. */
+static __always_inline __u32 remember(const struct packet *pkt, __u32 id, __u64 now,
+				      const struct flow_at *at)
+{
+	__u32 state = closes(pkt) ? FLOW_CLOSING : opens(pkt) ? FLOW_OPENING : FLOW_CONFIRMED;
+
+	if (spend(BUDGET_INSERTS)) {
+		id = store_flow(pkt, flow_word(id, state, now), at->word, at->distance);
+	} else {
+		note(EVENT_FLOW_OVER_BUDGET);
+		id = 0;
 	}
 	/* What an entry said of an ended flow must not divert the next packet. */
-	if (had_entry)
-		bpf_map_delete_elem(&flows, &pkt->key);
-	return false;
+	if (!id && at->word)
+		forget_flow(pkt->hash, at->word, at->distance);
+	return id;
 }
 
 static __always_inline void restart_window(__u32 slot)
@@ -122,27 +170,28 @@ static __always_inline void restart_window(__u32 slot)
 static __always_inline __u32 track(const struct packet *pkt, const struct place *p)
 {
 	__u64 now = now_ns();
-	struct flow_val *flow = bpf_map_lookup_elem(&flows, &pkt->key);
-	__u32 id = flow ? recall(flow, pkt, p, now) : 0;
-	bool prev_up;
-	__u32 old;
+	struct flow_at at = {};
+	bool found = flow_find(&flows, config.flows_mask, &pkt->key, pkt->hash, &at);
+	bool up = false, prev_up;
+	__u32 id = found ? recall(&at, pkt, p, now, &up) : 0, old, kept;
 
 	if (id)
-		return is_up(id) ? id : p->cur;
+		return up ? id : p->cur;
 	if (p->state == SLOT_LINGERING) {
 		/* A new connection on an ended one's tuple: its next packets must not follow
 		 * what is remembered of that. */
-		if (flow && opens(pkt))
-			bpf_map_delete_elem(&flows, &pkt->key);
+		if (found && opens(pkt))
+			forget_flow(pkt->hash, at.word, at.distance);
 		return p->cur;
 	}
 	prev_up = is_up(p->prev);
 	old = prev_up ? p->prev : p->cur;
 	id = opens(pkt) ? p->cur : old;
-	if (id && remember(pkt, p, id, now, flow))
-		return id;
 	if (!id)
 		return 0;
+	kept = remember(pkt, id, now, &at);
+	if (kept)
+		return kept;
 	/* Its next packet, unremembered, will go to `old` too. */
 	if (!prev_up)
 		note(EVENT_FLOW_UNPROTECTED);

@@ -33,7 +33,7 @@ ARRAY_MAP(slots, struct slot_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(restarts, struct restarts_val, 1024 / RESTARTS_PER_VAL, BPF_F_MMAPABLE);
 ARRAY_MAP(backends, struct backend_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(nexthops, struct nexthop_val, 1024, BPF_F_MMAPABLE);
-HASH_MAP(flows, struct flow_key, struct flow_val, 1024);
+ARRAY_MAP(flows, struct flow_line, 1024, BPF_F_MMAPABLE);
 HASH_MAP(nat_fwd, struct flow_key, struct nat_fwd_val, 1024);
 HASH_MAP(nat_rev, struct flow_key, struct nat_rev_val, 1024);
 PERCPU_MAP(reasons, struct count, REASON_COUNT);
@@ -58,6 +58,7 @@ struct {
 	enum slot_state slot_state;
 	enum backend_flag backend_flag;
 	enum flow_state flow_state;
+	enum flow_writer flow_writer;
 } abi_types SEC(".data.layout");
 
 #endif

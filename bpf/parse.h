@@ -46,9 +46,16 @@ static __always_inline __u64 stir(__u64 x)
 	return x ^ x >> 33;
 }
 
+/* Stored as one word, since words are what is read of it. Little-endian. */
+static __always_inline void set_ports(struct flow_key *key, __be16 sport, __be16 dport, __u8 proto)
+{
+	*(__u64 *)&key->dport =
+		(__u64)sport << 32 | (__u32)SCOPE_EXTERNAL << 24 | (__u32)proto << 16 | dport;
+}
+
 static __always_inline __u32 dport_proto_scope(const struct flow_key *key)
 {
-	return *(const __u32 *)&key->dport;
+	return *(const __u64 *)&key->dport;
 }
 
 /* Of the frontend: where map services has it. lb/frontends.py computes the same. */
@@ -147,8 +154,7 @@ static __always_inline bool parse_ports(struct xdp_md *ctx, struct packet *pkt)
 
 		if ((void *)(tcp + 1) > end(ctx))
 			return false;
-		pkt->key.sport = tcp->source;
-		pkt->key.dport = tcp->dest;
+		set_ports(&pkt->key, tcp->source, tcp->dest, IPPROTO_TCP);
 		pkt->seq = bpf_ntohl(tcp->seq);
 		pkt->tcp_flags = ((__u8 *)tcp)[13];
 		header = tcp->doff * 4;
@@ -159,8 +165,7 @@ static __always_inline bool parse_ports(struct xdp_md *ctx, struct packet *pkt)
 
 		if ((void *)(udp + 1) > end(ctx))
 			return false;
-		pkt->key.sport = udp->source;
-		pkt->key.dport = udp->dest;
+		set_ports(&pkt->key, udp->source, udp->dest, IPPROTO_UDP);
 	}
 	/* A frame may be padded, but never shorter than its IP header says; and what it says has
 	 * room for the header whose ports we have read. */

@@ -6,10 +6,7 @@
 #include <stdbool.h>
 
 #include "maps.h"
-
-/* The compiler must not assume that what userspace writes never changes. */
-#define READ_ONCE(x)	 (*(volatile typeof(x) *)&(x))
-#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+#include "memory.h"
 
 #define NS_PER_S 1000000000ULL
 

@@ -118,7 +118,7 @@ class Limits:
     slots: int = 2**20
     backends: int = 32768
     nexthops: int = 4096
-    flows: int = 2**20
+    flows: int = 3 * 2**17  # what half a million lines of 64 bytes are good for
     nat: int = 2**18
 
 

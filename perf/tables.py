@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shunt.kern.flows import FlowTable
 from shunt.kern.maps import Map
 from shunt.kern.objects import Object
 from shunt.lb import maglev, slots
@@ -118,7 +119,10 @@ class Balancer:
 
     def forget(self) -> None:
         """Empty the tables of flows."""
-        for name in ("flows", "nat_fwd", "nat_rev"):
+        flows = FlowTable(self.maps["flows"].mapped())
+        for index, found in flows.batches():
+            flows.delete(index, found["word"])
+        for name in ("nat_fwd", "nat_rev"):
             keys, _ = self.maps[name].items()
             self.maps[name].delete_many(keys)
 

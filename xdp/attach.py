@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shunt.kern import links
+from shunt.kern import flows, links
 from shunt.kern.maps import Map, possible_cpus, spec_of_fd
 from shunt.kern.netlink import Netlink
 from shunt.kern.objects import Object, open_pin, pin, unlike
@@ -41,7 +41,7 @@ def entries(limits: Limits) -> dict[str, int]:
         "backends": limits.backends,
         "backend_stats": limits.backends * possible_cpus(),
         "nexthops": limits.nexthops,
-        "flows": limits.flows,
+        "flows": flows.lines_for(limits.flows),
         "nat_fwd": limits.nat,
         "nat_rev": limits.nat,
     }
@@ -50,7 +50,8 @@ def entries(limits: Limits) -> dict[str, int]:
 def fit(obj: Object) -> None:
     """Set what follows from the sizes of maps: after `set_entries`, before `load`."""
     config = obj.variable(".rodata", "config")
-    config["services_mask"] = obj.spec("services").entries - 1
+    for name in ("services", "flows"):
+        config[f"{name}_mask"] = obj.spec(name).entries - 1
     for name, of, stats in (
         ("services", "svc", "svc_stats"),
         ("backends", "backends", "backend_stats"),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shunt.kern import libbpf
+from shunt.kern.flows import FlowTable
 from shunt.kern.maps import Map
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import LINE_ENTRIES, WORDS, FrontendTable
@@ -30,6 +31,12 @@ def carry(old: Map, new: Map) -> None:
         table = FrontendTable(service_words(new))
         for frontend, svc in FrontendTable(service_words(old)).items():
             table.put(frontend, svc)
+    elif old.spec.name == "flows":
+        count = len(FlowTable(old.mapped()).flows())
+        if count > FlowTable(new.mapped()).capacity:
+            raise _does_not_fit(old, new, count)
+        for _, found in FlowTable(old.mapped()).batches():
+            FlowTable(new.mapped()).insert(found)
     elif old.spec.type == libbpf.MAP_ARRAY and old.spec.name not in COUNTERS:
         shared = min(old.spec.entries, new.spec.entries)
         rest = old.mapped()[shared:]
@@ -56,6 +63,11 @@ def carry_rest(old: Map, new: Map) -> None:
 
     What the table has no room for is left behind, as it would have been without a change.
     """
+    if old.spec.name == "flows":
+        for _, found in FlowTable(old.mapped()).batches():
+            with contextlib.suppress(ShuntError):
+                FlowTable(new.mapped()).insert(found)
+        return
     for keys, values in old.batches():
         for key, value in zip(keys, values, strict=True):
             if new.lookup(key) is None:

@@ -40,7 +40,7 @@ def test_status_is_well_and_says_how(host: Host) -> None:
     assert shown["services"] == len(SERVICES)
     assert shown["backends"] == {"up": 5, "failing": 1, "draining": 0, "removed": 0}
     assert shown["slots"]["total"] == 65536
-    assert shown["flows"]["limit"] == shown["nat"]["limit"] == 4096
+    assert (shown["flows"]["limit"], shown["nat"]["limit"]) == (6144, 4096)
     (interface,) = shown["interfaces"]
     with host.here.inside():
         assert interface["ifindex"] == socket.if_nametoindex("eth0")

@@ -20,6 +20,7 @@ import pytest
 
 from shunt.kern import links
 from shunt.kern.features import ensure_bpffs
+from shunt.kern.flows import FlowTable, State, pack
 from shunt.kern.maps import Map
 from shunt.kern.netlink import Netlink
 from shunt.lab.netns import Namespace, veth
@@ -163,11 +164,11 @@ def test_an_interface_no_longer_configured_is_let_go(bpffs: Path, here: Namespac
     datapath.close()
 
 
-def flows_of(m: Map, ports: range) -> np.ndarray:
-    keys, values = m.new_keys(len(ports)), m.new_values(len(ports))
-    keys["sport"], keys["proto"], values["seen_ns"] = ports, 6, 1
-    m.update_many(keys, values)
-    return keys
+def flows_of(m: Map, ports: range) -> None:
+    flows = np.zeros(len(ports), m.spec.value)
+    flows["key"]["sport"], flows["key"]["proto"], flows["hash"] = ports, 6, ports
+    flows["word"] = pack(1, State.CONFIRMED, 1)
+    FlowTable(m.mapped()).insert(flows)
 
 
 def test_maps_grow_and_nothing_in_them_is_lost(bpffs: Path) -> None:
@@ -183,8 +184,8 @@ def test_maps_grow_and_nothing_in_them_is_lost(bpffs: Path) -> None:
     first.close()
     second.close()
     flows, slots = Map.pinned(bpffs / "maps" / "flows"), Map.pinned(bpffs / "maps" / "slots")
-    assert (flows.spec.entries, slots.spec.entries) == (4096, 8192)
-    assert sorted(flows.items()[0]["sport"].tolist()) == list(range(1, 950))
+    assert (flows.spec.entries, slots.spec.entries) == (8192, 8192)
+    assert sorted(FlowTable(flows.mapped()).flows()["key"]["sport"].tolist()) == list(range(1, 950))
     assert slots.mapped()["word"][4095] == 9
     assert not (bpffs / "maps-new").exists()
     third = loaded(bpffs, grown)  # and is found again

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from scapy.packet import Packet
 
+from shunt.kern.flows import FlowTable
 from shunt.kern.objects import Object
 from shunt.kern.ring import Ring
 from shunt.kern.testrun import run_xdp
@@ -278,6 +279,10 @@ class Balancer:
         got = np.frombuffer(b"".join(self._received), SAMPLE)
         self._received.clear()
         return got
+
+    def flows(self) -> Any:
+        """Remembered flows. Shape: records of `struct flow_line`."""
+        return FlowTable(self.map("flows").mapped()).flows()
 
     def entries(self, name: str) -> list[tuple[Any, Any]]:
         """All elements of a hash, as (key, value) records."""

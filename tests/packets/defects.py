@@ -22,7 +22,7 @@ BUILT = ROOT / "build" / "defects"
 PROGRAM_DEFECTS = {
     "repeated SYN moves": (
         "bpf/flow.h",
-        "if (flow->state == FLOW_CLOSING)\n\t\t\treturn 0;",
+        "if (state == FLOW_CLOSING)\n\t\t\treturn 0;",
         "return 0;",
     ),
     "full table sends SYN to cur": (
@@ -33,7 +33,7 @@ PROGRAM_DEFECTS = {
     "full table does not restart the window": ("bpf/flow.h", "\trestart_window(p->slot);\n", ""),
     "an older flow follows a later SYN": (
         "bpf/flow.h",
-        "if (pkt->seq - flow->isn > ISN_WINDOW)",
+        "if (pkt->seq - READ_ONCE(at->line->isn) > ISN_WINDOW)",
         "if (0)",
     ),
     "unknown packets go to cur": (
@@ -43,8 +43,8 @@ PROGRAM_DEFECTS = {
     ),
     "failing backends are forgotten": (
         "bpf/flow.h",
-        "if (!(backend_flags(id) & BACKEND_KNOWN))",
-        "if (!is_up(id))",
+        "!(flags & BACKEND_KNOWN))",
+        "!is_up(id))",
     ),
 }
 

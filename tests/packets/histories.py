@@ -25,6 +25,7 @@ from shunt.agent.apply import Applier
 from shunt.agent.plan import Planner
 from shunt.agent.scan import Scanner
 from shunt.agent.tables import Tables
+from shunt.kern.flows import Lines, State, pack, seen_ns
 from shunt.kern.objects import Object
 from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import NS_PER_S, Condition, Endpoint, Target, compile_target
@@ -34,7 +35,8 @@ from shunt.xdp.attach import fit
 
 IDLE_S = 50
 SLOTS_PER_BACKEND = 20  # the product: 100; fewer make collisions of flows likelier
-FLOW_TABLE = 512
+FLOW_TABLE = 512  # lines
+JUNK = 255  # no protocol that is balanced
 VIP = IPv4Address("203.0.113.10")
 CLIENT = IPv4Address("192.0.2.0")
 FIN, SYN, ACK = 0x01, 0x02, 0x10
@@ -149,24 +151,26 @@ class Lab:
     def send(self, flow: int, flags: int, seq: int, *, full: bool = False) -> IPv4Address | None:
         """One packet; the backend it was sent to, or None. `full`: while the table is full."""
         self.tick()
-        flows = self.obj.maps["flows"]
+        flows = self.tables.flows
         if full:
-            keys, values = self.junk
             with contextlib.suppress(ShuntError):  # full is what is wanted
-                flows.update_many(keys, values)
+                flows.insert(self.junk)
         out = run_xdp(self.fd, packet(flow, flags, seq))
         if full:
-            flows.delete_many(self.junk[0])
+            for index, found in flows.batches():
+                junk = found["key"]["proto"] == JUNK
+                flows.delete(index[junk], found["word"][junk])
         if out.verdict != XDP_TX or len(out.data) != 74:
             return None
         return IPv4Address(out.data[30:34])
 
-    def _junk(self) -> tuple[np.ndarray, np.ndarray]:
-        flows = self.obj.maps["flows"]
-        keys, values = flows.new_keys(2 * FLOW_TABLE), flows.new_values(2 * FLOW_TABLE)
-        keys["sport"] = np.arange(2 * FLOW_TABLE)
-        keys["proto"] = 255
-        return keys, values
+    def _junk(self) -> Lines:
+        """As many flows as there are lines, each at home in another."""
+        junk = np.zeros(FLOW_TABLE, self.obj.spec("flows").value)
+        junk["hash"] = junk["key"]["sport"] = np.arange(FLOW_TABLE)
+        junk["key"]["proto"] = JUNK
+        junk["word"] = pack(1, State.CONFIRMED, self.now_ns)
+        return junk
 
 
 def history(lab: Lab, seed: int, steps: int = 1500) -> str | None:
@@ -294,11 +298,9 @@ class _Run:
         return int(self.lab.obj.maps["events"].totals()["times"][3])
 
     def _is_remembered(self, flow: int) -> bool:
-        key = self.lab.obj.maps["flows"].new_keys(1)
+        found = self.lab.tables.flows.flows()
         raw = packet(flow, SYN, 0)
-        key["saddr"][0, 10:12] = key["daddr"][0, 10:12] = 255
-        key["saddr"][0, 12:] = np.frombuffer(raw[26:30], np.uint8)
-        key["daddr"][0, 12:] = np.frombuffer(raw[30:34], np.uint8)
-        key["sport"], key["dport"], key["proto"] = int.from_bytes(raw[34:36], "big"), 80, 6
-        entry = self.lab.obj.maps["flows"].lookup(key[0])
-        return entry is not None and self.lab.now_ns - int(entry["seen_ns"]) < IDLE_S * NS_PER_S
+        source, port = int.from_bytes(raw[26:30], "big"), int.from_bytes(raw[34:36], "big")
+        saddr = found["key"]["saddr"][:, 12:].copy().view(">u4").reshape(-1)
+        mine = found[(found["key"]["sport"] == port) & (saddr == source)]
+        return bool((self.lab.now_ns - seen_ns(mine["word"]) < IDLE_S * NS_PER_S).any())

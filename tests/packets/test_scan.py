@@ -89,7 +89,7 @@ def test_udp_flows_that_speak_within_the_grace_period_stay() -> None:
         udp.now_s += 1
         udp.scan()
         assert states(udp) == {int(slot.State.SETTLED)}
-        assert len(udp.obj.maps["flows"].items()[0]) == 0
+        assert not len(udp.tables.flows.flows())
 
 
 def test_udp_flows_of_a_removed_backend_move_at_once() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from scapy.packet import Packet
 
+from shunt.kern._flows import SEEN_SHIFT, TICK_SHIFT
+from shunt.kern.flows import backends, pack, states
 from tests.packets.balancer import Balancer, Flag, Reason
 from tests.packets.frames import tcp
 
@@ -14,6 +17,7 @@ ENDS = {4: ("192.0.2.1", "203.0.113.1"), 6: ("2001:db8:c::1", "2001:db8:a::1")}
 ADDRESSES = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 OLD, NEW, NOBODY = "old", "new", "nobody"
 IDLE_S, SHORT_S, TOUCH_S = 8000, 60, 1
+TICK_S = (1 << TICK_SHIFT) / 1e9
 
 
 class Case:
@@ -41,17 +45,22 @@ class Case:
 
     def entry(self) -> tuple[int, int] | None:
         """(backend, state) of the one flow remembered, or None."""
-        entries = self.lb.entries("flows")
+        entries = self.lb.flows()
         assert len(entries) <= 1
-        if not entries:
+        if not len(entries):
             return None
-        return int(entries[0][1]["word"]) & 0xFFFFFFFF, int(entries[0][1]["state"])
+        return int(backends(entries["word"])[0]), int(states(entries["word"])[0])
 
-    def rewrite(self, **fields: int) -> None:
-        ((key, value),) = self.lb.entries("flows")
-        for name, number in fields.items():
-            value[name] = number
-        self.lb.map("flows").update(key, value)
+    def seen(self) -> int:
+        """When the one flow remembered was seen last. Units: ticks."""
+        (word,) = self.lb.flows()["word"]
+        return int(word) >> SEEN_SHIFT
+
+    def rewrite(self, state: int, ticks: int) -> None:
+        """Another state of the one flow remembered, seen at another time."""
+        words = self.lb.map("flows").mapped()["word"]
+        (at,) = np.flatnonzero(words)
+        words[at] = pack(int(backends(words[at : at + 1])[0]), state, ticks << TICK_SHIFT)
 
     def fail(self, backend: int) -> None:
         self.lb.set_flags(backend, Flag.KNOWN)
