@@ -8,12 +8,12 @@ from functools import singledispatchmethod
 
 import numpy as np
 
-from shunt.agent import plan
+from shunt.agent import options, plan
 from shunt.agent.tables import REGION_LOG2_BITS, Placed, Tables
 from shunt.kern.rcu import synchronize
 from shunt.lb import slots as slot
 from shunt.lb.compile import mapped
-from shunt.lb.model import Frontend, IPAddress, Protocol
+from shunt.lb.model import ANY_PORT, Frontend, IPAddress, Protocol
 
 
 class Applier:
@@ -90,11 +90,21 @@ class Applier:
         record, i = self.tables.svc, write.svc
         record["idle_ns"][i] = write.idle_ns
         record["proto"][i] = int(write.protocol)
+        self.tables.svc_options[i] = np.frombuffer(write.options, self.tables.svc_options.dtype)[0]
         record["region"][i] = write.first << REGION_LOG2_BITS | write.log2
+        record["flags"][i] = write.flags  # after the slots that must be looked up without them
         record["mode"][i] = int(self.tables.modes[write.mode])
         place = self.tables.placed[write.name]
         place.first, place.log2 = write.first, write.log2
         self._note_unsettled(place)
+
+    @do.register
+    def _(self, write: options.PutSources) -> None:
+        self.tables.source_sets.put(write.id, write.rules)
+
+    @do.register
+    def _(self, write: options.DropSources) -> None:
+        self.tables.source_sets.drop(write.id)
 
     def _note_unsettled(self, place: Placed) -> None:
         words = self.tables.words[place.slots()]
@@ -141,6 +151,7 @@ class Applier:
         t = self.tables
         t.svc["mode"][write.svc] = 0
         t.svc["region"][write.svc] = 0
+        t.svc["flags"][write.svc] = 0
         t.maps["names"].delete(write.svc)
         t.retired_services[write.svc] = self.clock()
         t.placed.pop(write.name, None)
@@ -175,10 +186,17 @@ class Applier:
 
 def set_port(tables: Tables, protocol: Protocol, port: int) -> None:
     """Bring a port's bit to what it should be, by one store; see struct ports_val."""
+    if port == ANY_PORT:
+        sync_ports(tables, tables.nat_ports)
+        return
     index = (1024 if protocol is Protocol.UDP else 0) + (port >> 6)
     bit = np.uint64(1 << (port & 63))
     word = tables.ports[index]
-    served = tables.served[protocol, port] > 0 or port in tables.nat_ports
+    served = (
+        tables.served[protocol, port] > 0
+        or tables.served[protocol, ANY_PORT] > 0
+        or port in tables.nat_ports
+    )
     tables.ports[index] = word | bit if served else word & ~bit
 
 
@@ -190,5 +208,14 @@ def sync_ports(tables: Tables, nat_ports: range) -> None:
     for protocol, port in (*pairs, *((p, n) for p in Protocol for n in nat_ports)):
         word = (1024 if protocol is Protocol.UDP else 0) + (port >> 6)
         want[word] |= np.uint64(1 << (port & 63))
+    every = [p for p in Protocol if tables.served[p, ANY_PORT] > 0]
+    for protocol in every:
+        want[_ports_of(protocol)] = ~np.uint64(0)
     index = np.flatnonzero(want != tables.ports)
     tables.ports[index] = want[index]
+    any_port = {Protocol.TCP: 1, Protocol.UDP: 2}  # ANY_PORT_* of bpf/abi.h; a test compares
+    tables.meta["any_port"] = sum(any_port[protocol] for protocol in every)
+
+
+def _ports_of(protocol: Protocol) -> slice:
+    return slice(1024, 2048) if protocol is Protocol.UDP else slice(0, 1024)

@@ -43,6 +43,7 @@ class Daemon:
         self.node = Node(bpffs)
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
+        self._loading = asyncio.Lock()
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT.
@@ -94,8 +95,7 @@ class Daemon:
 
     async def request_reload(self) -> list[str]:
         """Load the files now; returns the errors, none if they are in force."""
-        await self.load()
-        return self.node.errors
+        return await self.load()
 
     async def _reloading(self) -> None:
         while True:
@@ -104,8 +104,16 @@ class Daemon:
             self._reload.clear()
             await self.load()
 
-    async def load(self) -> None:
-        """Put the files in force, or say why not."""
+    async def load(self) -> list[str]:
+        """Put the files in force; returns the errors, none if they are.
+
+        One at a time: what was read later is put in force later.
+        """
+        async with self._loading:
+            await self._load()
+            return self.node.errors
+
+    async def _load(self) -> None:
         self.node.counts.reloads += 1
         try:
             configuration = await asyncio.to_thread(self.source.load)

@@ -44,7 +44,8 @@ async def flows(node: Node, service: str | None, limit: int) -> Json:
     tables = node.tables
 
     def batches() -> Iterator[_Batch]:
-        for _, found in tables.flows.batches(BATCH):
+        for _, lines in tables.flows.batches(BATCH):
+            found = lines[lines["key"]["kind"] == 0]  # not the clients of services with affinity
             words = found["word"]
             ids = backends(words)
             svc = tables.backends["svc"][ids].astype(np.intp)

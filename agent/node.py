@@ -379,6 +379,6 @@ def _rules(service: Service) -> Rules:
 def _probe(service: Service, endpoint: Endpoint) -> ProbeTarget:
     check = service.health
     assert check is not None
-    tcp = [p.port for p in service.ports if p.protocol is Protocol.TCP]
+    tcp = [p.port for p in service.ports if p.protocol is Protocol.TCP and p.port]
     port: Any = check.port or endpoint.port or (tcp or [p.port for p in service.ports])[0]
     return ProbeTarget(endpoint.address, port, check.interval_s, check.timeout_s)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from shunt.agent.options import DropSources, PutSources, ask
 from shunt.agent.tables import NO_REGION, Placed, Tables
 from shunt.lb import slots as slot
 from shunt.lb.compile import Condition, Endpoint, Member, Target, owners
@@ -81,6 +82,8 @@ class PutService:
     mode: str
     protocol: Protocol
     idle_ns: int
+    flags: int  # enum svc_flag
+    options: bytes  # a value of map svc_options
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ Write = (
     | WriteRegion
     | PatchSlots
     | PutService
+    | PutSources
+    | DropSources
     | PutFrontend
     | DropFrontend
     | Grace
@@ -207,6 +212,8 @@ class Planner:
             for frontend in t.stale_frontends:
                 if frontend not in owned:
                     draft.dropping.append(DropFrontend(frontend, ""))
+            in_use = {t.source_set(place.svc) for place in t.placed.values()}
+            draft.after += [DropSources(i) for i in sorted(t.source_sets.there - in_use)]
         self._move_frontends(draft)
         return draft.writes()
 
@@ -214,6 +221,9 @@ class Planner:
         limit = self.tables.frontends.capacity
         if sum(len(target.frontends) for target in want.values()) > limit:
             raise full("frontends", limit)
+        limit = self.tables.maps["sources"].spec.entries
+        if sum(len(target.options.sources) for target in want.values()) > limit:
+            raise full("sources", limit)
 
     def _place(
         self,
@@ -293,6 +303,9 @@ class Planner:
         now_ns: int,
     ) -> None:
         t = self.tables
+        asked = ask(t, target, place.svc, in_force=place.log2 != NO_REGION)
+        draft.going_in += asked.before
+        draft.after += asked.after
         table = owners(target, ids)
         first, log2 = place.first, place.log2
         if log2 == NO_REGION:
@@ -307,19 +320,19 @@ class Planner:
                 log2 = target.log2
                 first = self._take_region(log2, draft)
                 words, times = slot.resize(words, log2), slot.resize(times, log2)
-                words, moved = self._retable(target, words, table)
+                words, moved = self._retable(target, place, words, table)
                 times = np.where(moved, np.uint64(now_ns), times)
                 draft.going_in.append(WriteRegion(first, words, times))
                 draft.after.append(GiveRegion(place.first, place.log2, target.name))
             else:
                 table = np.repeat(table, 1 << (log2 - target.log2))
-                words, moved = self._retable(target, words, table)
+                words, moved = self._retable(target, place, words, table)
                 index = np.flatnonzero(moved)
                 if len(index):
                     draft.going_in.append(PatchSlots(target.name, index, words[index], now_ns))
         service = PutService(
             target.name, place.svc, first, log2, target.mode.name, target.protocol,
-            target.idle_ns,
+            target.idle_ns, asked.flags, asked.record,
         )  # fmt: skip
         if service != self._service(place):
             draft.going_in.append(service)
@@ -332,15 +345,22 @@ class Planner:
         return PutService(
             place.name, place.svc, place.first, place.log2, mode,
             Protocol(int(record["proto"])), int(record["idle_ns"]),
+            int(record["flags"]), self.tables.svc_options[place.svc].tobytes(),
         )  # fmt: skip
 
     def _retable(
-        self, target: Target, words: slot.Words, table: NDArray[np.integer]
+        self, target: Target, place: Placed, words: slot.Words, table: NDArray[np.integer]
     ) -> tuple[slot.Words, slot.Mask]:
         if target.mode is Mode.NAT:  # its flows are all remembered: slots need no past
             after = slot.settled(table)
             return after, after != words
-        return slot.retable(words, table)
+        found, moved = slot.retable(words, table)
+        had_affinity = self.tables.svc["flags"][place.svc] & self.tables.svc_flag["AFFINITY"]
+        if had_affinity and not target.options.affinity_ns:
+            # Its flows may be elsewhere than their slots say: they are looked up until they end.
+            loose = slot.state(found) == slot.State.SETTLED
+            found, moved = np.where(loose, slot.linger(found), found), moved | loose
+        return found, moved
 
     def _take_region(self, log2: int, draft: _Draft) -> int:
         first = self.tables.regions.take(log2)
@@ -355,6 +375,8 @@ class Planner:
             draft.after.append(ClearBackend(place.name, endpoint, i))
         if place.log2 != NO_REGION:
             draft.after.append(GiveRegion(place.first, place.log2))
+        if sources_of := self.tables.source_set(place.svc):
+            draft.after.append(DropSources(sources_of))
 
     def _move_frontends(self, draft: _Draft) -> None:
         """A frontend that goes from one service to another is replaced, never absent."""

@@ -39,6 +39,7 @@ class Round:
     began_ns: int
     regions: dict[str, tuple[int, int]]  # of the targets with slots not settled
     flows: int = 0
+    clients: int = 0  # of services with affinity
     exceptions: int = 0
     nat: int = 0
     deleted: int = 0
@@ -117,9 +118,12 @@ class Scanner:
         lasting = flowtable.states(flows["word"]) == flowtable.State.CONFIRMED
         idle = t.svc["idle_ns"][svc]
         limit = np.where(lasting, idle, np.minimum(idle, np.uint64(SHORT_IDLE_NS)))
+        client = flows["key"]["kind"] != 0
+        limit = np.where(client, t.svc_options["affinity_ns"][svc], limit)
         age = now_ns - flowtable.seen_ns(flows["word"])
-        orphaned = ~t.known()[ids] | (t.svc["mode"][svc] == 0)
-        as_owner = ids == slot.cur(words).astype(np.intp)
+        no_affinity = t.svc["flags"][svc] & t.svc_flag["AFFINITY"] == 0
+        orphaned = ~t.known()[ids] | (t.svc["mode"][svc] == 0) | (client & no_affinity)
+        as_owner = (ids == slot.cur(words).astype(np.intp)) & ~client
         needless = as_owner & (slot.state(words) != slot.State.MOVING)
         ended = (age > limit.astype(np.int64) + MARGIN_NS) | orphaned | needless
         kept = ~ended
@@ -127,9 +131,11 @@ class Scanner:
             deleted = t.flows.delete(index[ended], flows["word"][ended])
             kept[ended] = ~deleted  # it was seen again just now
             found.deleted += int(deleted.sum())
-        found.flows += int(kept.sum())
-        found.exceptions += int((kept & ~as_owner).sum())
-        found.busy[at[kept & ~as_owner]] = True
+        found.clients += int((kept & client).sum())
+        found.flows += int((kept & ~client).sum())
+        exceptions = kept & ~as_owner & ~client
+        found.exceptions += int(exceptions.sum())
+        found.busy[at[exceptions]] = True
         found.named[ids[kept]] = True
 
     def _nat(self, found: Round, clock: Callable[[], int], batch: int) -> Iterator[None]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shunt.agent.options import SourceSets
 from shunt.kern.btf import Btf
 from shunt.kern.flows import FlowTable, backends
 from shunt.kern.maps import Map
@@ -64,6 +65,9 @@ class Tables:
         self.flag = Flags(btf)
         self.modes = btf.enum("mode", "MODE_")
         self.svc: NDArray[Any] = maps["svc"].mapped()
+        self.svc_options: NDArray[Any] = maps["svc_options"].mapped()
+        self.svc_flag = btf.enum("svc_flag", "SVC_")
+        self.source_sets = SourceSets(maps["sources"])
         self.words: NDArray[np.uint64] = maps["slots"].mapped()["word"]
         self.restarts: NDArray[np.uint8] = maps["restarts"].mapped().view(np.uint8).reshape(-1)
         self.backends: NDArray[Any] = maps["backends"].mapped()
@@ -91,6 +95,11 @@ class Tables:
         """By backend id: in use, so not gone."""
         known: NDArray[np.bool_] = (self.backends["flags"] & self.flag.known) != 0
         return known
+
+    def source_set(self, svc: int) -> int:
+        """Which set of map sources a service is pointed at; 0 is none."""
+        has = int(self.svc["flags"][svc]) & self.svc_flag["SOURCES"]
+        return int(self.svc_options["sources"][svc]) if has else 0
 
     def region_log2(self, svc: int) -> tuple[int, int]:
         """(first slot, log2 of their number) as the programs see them."""

@@ -158,6 +158,7 @@ def _scanned(node: Node) -> Json:
         "flows": {
             "remembered": last.flows if last else None,
             "exceptions": last.exceptions if last else None,
+            "clients": last.clients if last else None,
             "limit": node.tables.flows.capacity,
         },
         "nat": {"pairs": last.nat if last else None, "limit": maps["nat_fwd"].spec.entries},
@@ -213,7 +214,8 @@ def map_fill(node: Node) -> Json:
         "slots": len(tables.words) - tables.regions.free_slots(),
         "backends": len(tables.backend_ids.used),
         "nexthops": int(np.count_nonzero(tables.nexthops["ifindex"])),
-        "flows": last.flows if last else 0,
+        "flows": last.flows + last.clients if last else 0,
+        "sources": sum(1 for _ in tables.maps["sources"].items()[0]),
         "nat_fwd": last.nat if last else 0,
     }
     limits = {n: tables.maps[n].spec.entries for n in used} | {"flows": tables.flows.capacity}

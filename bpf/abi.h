@@ -37,6 +37,8 @@ enum reason {
 	REASON_DROP_NAT_NO_PORT,     /* every port tried is taken towards this backend */
 	REASON_DROP_NAT_TABLE_FULL,
 	REASON_DROP_NAT_NO_SOURCE,   /* no address of this host in the backend's family */
+	REASON_DROP_SOURCE_DENIED,   /* the service does not serve this client */
+	REASON_DROP_RATE_LIMITED,    /* too many new connections from this client's network */
 	REASON_DROP_BAD_TABLE,	     /* tables contradict each other: a defect, please report */
 	REASON_COUNT,
 };
@@ -47,6 +49,8 @@ enum event {
 	EVENT_FLOW_TABLE_FULL,	/* not remembered: the table is full */
 	EVENT_FLOW_OVER_BUDGET, /* not remembered: too many insertions a second */
 	EVENT_FLOW_UNPROTECTED, /* not remembered, and `prev` is down: may move later */
+	EVENT_CLIENT_REMEMBERED,
+	EVENT_CLIENT_NOT_REMEMBERED, /* table full, or over budget: its affinity is lost */
 	EVENT_NAT_CREATED,
 	EVENT_NAT_COLLISION,	/* a port was taken; the next was tried */
 	EVENT_NAT_ADOPTED,	/* another processor translated the flow first */
@@ -69,7 +73,7 @@ enum scope {
 
 struct svc_entry {
 	__u8 vip[16]; /* IPv6, or IPv4-mapped */
-	__be16 port;
+	__be16 port; /* 0 = every one that no other entry has */
 	__u8 proto;  /* IPPROTO_TCP, IPPROTO_UDP */
 	__u8 scope;  /* enum scope */
 	__u32 svc;   /* written last, with port, proto and scope as one word; 0 = no entry */
@@ -88,6 +92,18 @@ enum mode {
 	MODE_NAT,
 };
 
+/* svc_val.flags. Of a service without any, map svc_options is never read. */
+enum svc_flag {
+	SVC_AFFINITY = 1,    /* a client's new connections go where its last one went */
+	SVC_HASH_CLIENT = 2, /* the client's address alone chooses the slot */
+	SVC_SOURCES = 4,     /* only some clients are served */
+	SVC_RATE = 8,	     /* new connections of a client network are limited */
+};
+
+/* With SVC_HASH_CLIENT these bits of a flow's hash are the flow's own, so that a client's flows
+ * have more than one home in map flows; the slot is in the others. */
+#define HASH_OWN_BITS 12
+
 /* svc_val.region: one word, so that one load sees a consistent pair. */
 #define REGION_LOG2_BITS 8
 
@@ -96,9 +112,42 @@ struct svc_val {	 /* map svc, by service id; mmap-ed */
 	__u64 idle_ns;	 /* a flow silent for longer may be forgotten */
 	__u8  mode;	 /* enum mode */
 	__u8  proto;	 /* IPPROTO_* */
-	__u16 pad0;
-	__u32 pad1;
-	__u64 pad2;	 /* to 32 bytes: two to a cache line */
+	__u16 flags;	 /* enum svc_flag */
+	__u32 pad0;
+	__u64 pad1;	 /* to 32 bytes: two to a cache line */
+};
+
+struct svc_options {	 /* map svc_options, by service id; mmap-ed */
+	__u64 affinity_ns; /* since its last new connection */
+	__u64 rate_gap_ns; /* between new connections of a client network, in the long run */
+	__u64 rate_burst_ns; /* how far ahead of that it may be */
+	__u8  rate_mask4[16]; /* which bits of a client's (mapped) address are its network */
+	__u8  rate_mask6[16];
+	__u32 sources;	 /* the service's set in map sources */
+	__u32 pad0;
+	__u64 digest;	 /* of that set: for the agent */
+};
+
+struct source_key {	 /* map sources, key: the longest prefix decides */
+	__u32  prefix_bits; /* SOURCE_SET_BITS, and those of the address */
+	__be32 set;
+	__u8   addr[16]; /* IPv6, or IPv4-mapped */
+};
+
+#define SOURCE_SET_BITS 32
+
+struct source_val {	 /* map sources, value */
+	__u32 allow;
+};
+
+struct rate_key {	 /* map rates, key */
+	__u8  network[16];
+	__u32 svc;
+	__u32 pad0;
+};
+
+struct rate_val {	 /* map rates, value */
+	__u64 due_ns;	 /* when as many connections as came would have been due */
 };
 
 /* A slot is one 8-byte word: read by one load, written by one aligned store.
@@ -166,7 +215,15 @@ struct flow_key {	 /* of map flows; maps nat_fwd and nat_rev, key */
 	__u8   proto;
 	__u8   scope;
 	__be16 sport;
-	__u8   pad[2];
+	__u8   kind;	 /* enum flow_kind */
+	__u8   pad;
+};
+
+/* Map flows remembers clients of services with affinity too: saddr is the client's, daddr begins
+ * with the service's id, ports are 0. */
+enum flow_kind {
+	FLOW_KIND_FLOW,
+	FLOW_KIND_CLIENT,
 };
 
 enum flow_state {
@@ -274,9 +331,12 @@ struct ports_val {	 /* map ports: TCP's 1,024 words, then UDP's; mmap-ed */
 	__u64 bits;	 /* a port somebody serves, or one of nat's own */
 };
 
+#define ANY_PORT_TCP 1
+#define ANY_PORT_UDP 2
+
 struct meta_val {	 /* map meta: one element; mmap-ed */
 	enum abi abi;	 /* of whoever made the pinned maps */
-	__u32 pad;
+	__u32 any_port;	 /* ANY_PORT_*: whether there are frontends of port 0 */
 	__u64 generation; /* of the configuration in force */
 	__u64 hash_seed; /* the flows in these maps were hashed with it */
 };

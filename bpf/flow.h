@@ -33,6 +33,7 @@ struct place { /* where a packet falls in the tables */
 	__u32 cur;
 	__u32 prev;
 	__u32 state;
+	__u32 flags; /* enum svc_flag */
 	__u64 idle_ns;
 };
 
@@ -108,26 +109,31 @@ __noinline int forget_flow(__u32 hash, __u64 word, __u32 distance)
 	return at.line && flow_delete(&flows, config.flows_mask, &at, FLOW_BY_PROGRAM);
 }
 
+/* Puts a flow into the table; the result's other part is `*word`, as the table has it now. `old` and
+ * `distance` tell of the line that has this key already; `old` is 0 if there is none. */
+static __always_inline enum flow_inserted put_flow(const struct flow_key *key, __u32 hash,
+						   __u32 isn, __u64 *word, __u64 old,
+						   __u32 distance)
+{
+	if (old) {
+		struct flow_at at = {
+			.line = line_at(&flows, (hash + distance) & config.flows_mask),
+			.word = old,
+		};
+
+		if (at.line && flow_renew(&at, isn, *word, FLOW_BY_PROGRAM))
+			return FLOW_INSERTED;
+	}
+	return flow_insert(&flows, config.flows_mask, key, hash, isn, word, FLOW_BY_PROGRAM);
+}
+
 /* The backend that is remembered now, this one or another processor's choice; 0 = none. `old` and
- * `distance` tell of the flow that stands in the table for this key but does not speak for this
- * packet; `old` is 0 if there is none. */
+ * `distance` tell of what stands in the table but does not speak for this packet. */
 __noinline __u32 store_flow(const struct packet *pkt, __u64 word, __u64 old, __u32 distance)
 {
 	if (!pkt)
 		return 0;
-	if (old) {
-		struct flow_at at = {
-			.line = line_at(&flows, (pkt->hash + distance) & config.flows_mask),
-			.word = old,
-		};
-
-		if (at.line && flow_renew(&at, pkt->seq, word, FLOW_BY_PROGRAM)) {
-			note(EVENT_FLOW_REMEMBERED);
-			return flow_backend(word);
-		}
-	}
-	switch (flow_insert(&flows, config.flows_mask, &pkt->key, pkt->hash, pkt->seq, &word,
-			    FLOW_BY_PROGRAM)) {
+	switch (put_flow(&pkt->key, pkt->hash, pkt->seq, &word, old, distance)) {
 	case FLOW_INSERTED:
 		note(EVENT_FLOW_REMEMBERED);
 		return flow_backend(word);
@@ -137,6 +143,47 @@ __noinline __u32 store_flow(const struct packet *pkt, __u64 word, __u64 old, __u
 		note(EVENT_FLOW_TABLE_FULL);
 		return 0;
 	}
+}
+
+/* The backend for a new connection of this client: the one that its last had, while it takes new
+ * ones; else `fallback`, which is then remembered. */
+__noinline __u32 affine_backend(const struct packet *pkt, __u32 svc, __u32 fallback)
+{
+	struct svc_options *o = bpf_map_lookup_elem(&svc_options, &svc);
+	const __u8 usable = BACKEND_KNOWN | BACKEND_UP;
+	struct flow_key key __attribute__((aligned(8))) = {};
+	__u64 now = now_ns(), word, age;
+	struct flow_at at = {};
+	__u32 hash;
+
+	if (!pkt || !o)
+		return fallback;
+	hash = client_hash(&pkt->key, svc);
+	__builtin_memcpy(key.saddr, pkt->key.saddr, 16);
+	*(__u64 *)key.daddr = svc;
+	key.proto = pkt->key.proto;
+	key.kind = FLOW_KIND_CLIENT;
+	if (flow_find(&flows, config.flows_mask, &key, hash, &at)) {
+		__u32 id = flow_backend(at.word);
+
+		age = (now >> FLOW_TICK_SHIFT) - flow_seen(at.word);
+		if (!older(age, o->affinity_ns) &&
+		    (backend_flags(id) & (usable | BACKEND_DRAINED | BACKEND_REMOVED)) == usable) {
+			if (older(age, TOUCH_NS))
+				flow_swap(at.line, at.word, flow_word(id, FLOW_CONFIRMED, now));
+			return id;
+		}
+	}
+	if (!fallback)
+		return 0;
+	word = flow_word(fallback, FLOW_CONFIRMED, now);
+	if (!spend(BUDGET_INSERTS) ||
+	    put_flow(&key, hash, 0, &word, at.word, at.distance) == FLOW_NO_ROOM) {
+		note(EVENT_CLIENT_NOT_REMEMBERED);
+		return fallback;
+	}
+	note(EVENT_CLIENT_REMEMBERED);
+	return flow_backend(word);
 }
 
 /* The backend that is remembered now; 0 = the flow could not be, and nothing of it is. */
@@ -166,18 +213,19 @@ static __always_inline void restart_window(__u32 slot)
 		WRITE_ONCE(r->slot[slot % RESTARTS_PER_VAL], 1);
 }
 
-/* The backend of a packet on a moving or lingering slot; 0 = the service has none. */
+/* The backend of a packet on a slot that is not settled, or of a service with affinity; 0 = the
+ * service has none. */
 static __always_inline __u32 track(const struct packet *pkt, const struct place *p)
 {
 	__u64 now = now_ns();
 	struct flow_at at = {};
 	bool found = flow_find(&flows, config.flows_mask, &pkt->key, pkt->hash, &at);
-	bool up = false, prev_up;
+	bool affinity = p->flags & SVC_AFFINITY, up = false, prev_up;
 	__u32 id = found ? recall(&at, pkt, p, now, &up) : 0, old, kept;
 
 	if (id)
 		return up ? id : p->cur;
-	if (p->state == SLOT_LINGERING) {
+	if (p->state == SLOT_LINGERING && !affinity) {
 		/* A new connection on an ended one's tuple: its next packets must not follow
 		 * what is remembered of that. */
 		if (found && opens(pkt))
@@ -187,8 +235,16 @@ static __always_inline __u32 track(const struct packet *pkt, const struct place 
 	prev_up = is_up(p->prev);
 	old = prev_up ? p->prev : p->cur;
 	id = opens(pkt) ? p->cur : old;
+	if (affinity && (opens(pkt) || pkt->key.proto == IPPROTO_UDP))
+		id = affine_backend(pkt, p->svc, id);
 	if (!id)
 		return 0;
+	if (p->state != SLOT_MOVING && id == p->cur) {
+		/* Its next packets find it without being remembered. */
+		if (found)
+			forget_flow(pkt->hash, at.word, at.distance);
+		return id;
+	}
 	kept = remember(pkt, id, now, &at);
 	if (kept)
 		return kept;

@@ -28,6 +28,7 @@ ARRAY_MAP(meta, struct meta_val, 1, BPF_F_MMAPABLE);
 ARRAY_MAP(ports, struct ports_val, 2048, BPF_F_MMAPABLE);
 ARRAY_MAP(services, struct svc_line, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(svc, struct svc_val, 1024, BPF_F_MMAPABLE);
+ARRAY_MAP(svc_options, struct svc_options, 1024, BPF_F_MMAPABLE);
 HASH_MAP(names, __u32, struct svc_name, 1024);
 ARRAY_MAP(slots, struct slot_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(restarts, struct restarts_val, 1024 / RESTARTS_PER_VAL, BPF_F_MMAPABLE);
@@ -42,6 +43,22 @@ ARRAY_MAP(svc_stats, struct count, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(backend_stats, struct count, 1024, BPF_F_MMAPABLE);
 PERCPU_MAP(budget, struct budget_val, 1);
 PERCPU_MAP(scratch, struct nat_scratch, 1);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct source_key);
+	__type(value, struct source_val);
+} sources SEC(".maps");
+
+/* What is forgotten here lets a network begin anew, no more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct rate_key);
+	__type(value, struct rate_val);
+} rates SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -59,6 +76,8 @@ struct {
 	enum backend_flag backend_flag;
 	enum flow_state flow_state;
 	enum flow_writer flow_writer;
+	enum flow_kind flow_kind;
+	enum svc_flag svc_flag;
 } abi_types SEC(".data.layout");
 
 #endif

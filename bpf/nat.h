@@ -31,7 +31,8 @@ static __always_inline void reverse(const struct flow_key *key, struct flow_key 
 	out->dport = key->sport;
 	out->proto = key->proto;
 	out->scope = key->scope;
-	__builtin_memset(out->pad, 0, sizeof(out->pad));
+	out->kind = FLOW_KIND_FLOW;
+	out->pad = 0;
 }
 
 /* Claims a port towards the backend; returns whether one was had, else `*why`. */
@@ -213,7 +214,7 @@ static __always_inline struct verdict nat_send(struct xdp_md *ctx, const struct 
 }
 
 static __always_inline struct verdict nat_forward(struct xdp_md *ctx, const struct packet *pkt,
-						  const struct place *p)
+						  struct place *p)
 {
 	struct nat_fwd_val *fwd = bpf_map_lookup_elem(&nat_fwd, &pkt->key);
 	struct translation t = {};
@@ -227,6 +228,8 @@ static __always_inline struct verdict nat_forward(struct xdp_md *ctx, const stru
 				return verdict(XDP_TX, REASON_SENT_RST_NO_FLOW);
 			return verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW);
 		}
+		if (p->flags & SVC_AFFINITY)
+			p->cur = affine_backend(pkt, p->svc, p->cur);
 		if (!p->cur)
 			return refuse(ctx, pkt);
 		if (found == RECALLED_ENDED)

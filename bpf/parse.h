@@ -58,14 +58,15 @@ static __always_inline __u32 dport_proto_scope(const struct flow_key *key)
 	return *(const __u64 *)&key->dport;
 }
 
-/* Of the frontend: where map services has it. lb/frontends.py computes the same. */
-static __always_inline __u64 frontend_hash(const struct flow_key *key, bool ipv6)
+/* Of the frontend with this port, protocol and scope: where map services has it. lb/frontends.py
+ * computes the same. */
+static __always_inline __u64 frontend_hash(const struct flow_key *key, bool ipv6, __u32 tail)
 {
 	const __u64 *d = (const __u64 *)key->daddr;
 
 	if (!ipv6)
-		return stir((__u64)ipv4_of(key->daddr) << 32 | dport_proto_scope(key));
-	return stir(stir(stir(d[0]) ^ d[1]) ^ dport_proto_scope(key));
+		return stir((__u64)ipv4_of(key->daddr) << 32 | tail);
+	return stir(stir(stir(d[0]) ^ d[1]) ^ tail);
 }
 
 /* Equal on every node with the same seed. The slot is its top bits. */
@@ -83,7 +84,15 @@ static __always_inline __u32 flow_hash(const struct flow_key *key, bool ipv6, __
 
 static __always_inline __u32 whole_hash(const struct flow_key *key, bool ipv6)
 {
-	return flow_hash(key, ipv6, frontend_hash(key, ipv6));
+	return flow_hash(key, ipv6, frontend_hash(key, ipv6, dport_proto_scope(key)));
+}
+
+/* Of the client alone, and of whatever it is to be told apart by. */
+static __always_inline __u32 client_hash(const struct flow_key *key, __u64 what)
+{
+	const __u64 *s = (const __u64 *)key->saddr;
+
+	return stir(stir(what ^ config.hash_seed ^ s[0]) ^ s[1]) * 0xc4ceb9fe1a85ec53ULL >> 32;
 }
 
 /* Returns whether to go on; if not, `*why` says why the stack gets the packet. */

@@ -65,7 +65,8 @@ def _lines(shown: Json) -> Iterator[tuple[str, str]]:
     yield "slots", f"{used}; {moving}, {number(slots['lingering'])} lingering"
     flows, nat = shown["flows"], shown["nat"]
     remembered = f"{number(flows['remembered'])} of {number(flows['limit'])} remembered"
-    yield "flows", f"{remembered}, {number(flows['exceptions'])} exceptions"
+    clients = f", {number(flows['clients'])} clients" if flows["clients"] else ""
+    yield "flows", f"{remembered}, {number(flows['exceptions'])} exceptions{clients}"
     yield "nat", f"{number(nat['pairs'])} of {number(nat['limit'])} translations"
     scan, apply = shown["scan"], shown["apply"]
     yield "last scan", "none yet" if scan["ago_s"] is None else f"{duration(scan['ago_s'])} ago"

@@ -19,7 +19,14 @@ from shunt.kern.btf import Btf, differences
 from shunt.kern.maps import Map, MapSpec, spec_of_fd
 from shunt.lb.errors import ShuntError
 
-_TYPE_NAMES = {1: "hash", 2: "array", 6: "percpu_array", 27: "ringbuf"}
+_TYPE_NAMES = {
+    1: "hash",
+    2: "array",
+    6: "percpu_array",
+    9: "lru_hash",
+    11: "lpm_trie",
+    27: "ringbuf",
+}
 _LOG_BYTES = 4 << 20
 
 

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shunt.lb import maglev
-from shunt.lb.model import Backend, Frontend, IPAddress, Mode, Protocol, Service
+from shunt.lb.model import (
+    Backend,
+    Frontend,
+    IPAddress,
+    Mode,
+    Protocol,
+    RateLimit,
+    Service,
+    SourceRule,
+)
 
 NS_PER_S = 1_000_000_000
 
@@ -45,6 +54,16 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """What a service asks for beyond balancing."""
+
+    affinity_ns: int = 0
+    hash_client: bool = False
+    sources: tuple[SourceRule, ...] = ()
+    rate: RateLimit | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One service id: a service's frontends of one protocol, and their backends."""
 
@@ -56,6 +75,7 @@ class Target:
     log2: int
     frontends: frozenset[Frontend]
     members: tuple[Member, ...]
+    options: Options = Options()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +125,12 @@ def compile_target(
         log2=maglev.log2_slots(len(service.backends), service.slots_per_backend),
         frontends=frozenset(f for f in service.frontends() if f.protocol is protocol),
         members=tuple(members),
+        options=Options(
+            round(service.affinity_s * NS_PER_S),
+            service.hash_by == "client",
+            service.sources,
+            None if udp else service.rate,
+        ),
     )
 
 

@@ -12,6 +12,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+ANY_PORT = 0  # of a frontend: every port that no other frontend of its VIP has
 
 
 class Protocol(IntEnum):
@@ -38,7 +40,7 @@ class Frontend(NamedTuple):
 
     def __str__(self) -> str:
         host = f"[{self.vip}]" if self.vip.version == 6 else str(self.vip)
-        return f"{host}:{self.port}/{self.protocol.name.lower()}"
+        return f"{host}:{self.port or 'any'}/{self.protocol.name.lower()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Port:
     protocol: Protocol
 
     def __str__(self) -> str:
-        return f"{self.port}/{self.protocol.name.lower()}"
+        return f"{self.port or 'any'}/{self.protocol.name.lower()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,23 @@ class HealthCheck:
     fall: int = 3
 
 
+class SourceRule(NamedTuple):
+    """What holds for clients in a network, unless a longer prefix says otherwise."""
+
+    network: IPNetwork
+    allow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Of new TCP connections, for each client network: so many a second in the long run."""
+
+    per_s: float
+    burst: int  # at once, after a while without any
+    prefix4: int = 32
+    prefix6: int = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """Frontends (every VIP with every port) and the backends that answer for them."""
@@ -93,6 +112,10 @@ class Service:
     udp_idle_s: float = 60.0
     udp_window_s: float = 10.0
     slots_per_backend: int = 100
+    hash_by: Literal["tuple", "client"] = "tuple"
+    affinity_s: float = 0.0  # 0: none
+    sources: tuple[SourceRule, ...] = ()  # none: everybody is served
+    rate: RateLimit | None = None
 
     def protocols(self) -> tuple[Protocol, ...]:
         """The protocols of the ports, TCP first: each is a service of its own in the data path."""
@@ -118,6 +141,8 @@ class Limits:
     slots: int = 2**20
     backends: int = 32768
     nexthops: int = 4096
+    sources: int = 65536
+    rates: int = 65536
     flows: int = 3 * 2**17  # what half a million lines of 64 bytes are good for
     nat: int = 2**18
 

@@ -34,7 +34,10 @@ def entries(limits: Limits) -> dict[str, int]:
     return {
         "services": lines_for(limits.frontends),
         "svc": limits.services,
+        "svc_options": limits.services,
         "names": limits.services,
+        "sources": limits.sources,
+        "rates": limits.rates,
         "svc_stats": limits.services * possible_cpus(),
         "slots": limits.slots,
         "restarts": -(-limits.slots // 8),
@@ -58,6 +61,7 @@ def fit(obj: Object) -> None:
     ):
         config[name] = obj.spec(of).entries
         obj.set_entries({stats: obj.spec(of).entries * possible_cpus()})
+    obj.set_entries({"svc_options": obj.spec("svc").entries})
 
 
 def configure(config: Any, settings: Settings) -> None:

@@ -5,6 +5,7 @@
  * encapsulate, transmit. No flow table, no clock, no FIB.
  */
 #include "nat.h"
+#include "options.h"
 
 static __always_inline bool is_served(const struct packet *pkt)
 {
@@ -15,14 +16,14 @@ static __always_inline bool is_served(const struct packet *pkt)
 	return p && p->bits >> (port & 63) & 1;
 }
 
-/* The service of a frontend; 0 = none. */
-static __always_inline __u32 find_service(const struct packet *pkt)
+/* The service of the frontend with this port, protocol and scope; 0 = none. */
+static __always_inline __u32 find_frontend(const struct packet *pkt, __u32 tail, __u32 hash)
 {
 	const __u64 *vip = (const __u64 *)pkt->key.daddr;
 	__u32 reach = 0;
 
 	for (__u32 n = 0; n <= SVC_REACH_MAX; n++) {
-		__u32 index = ((__u32)pkt->frontend + n) & config.services_mask;
+		__u32 index = (hash + n) & config.services_mask;
 		struct svc_line *line = bpf_map_lookup_elem(&services, &index);
 
 		if (!line)
@@ -34,14 +35,31 @@ static __always_inline __u32 find_service(const struct packet *pkt)
 			/* Key and service in one load, as they are written. Little-endian. */
 			__u64 last = READ_ONCE(words[2]);
 
-			if ((__u32)last == dport_proto_scope(&pkt->key) && words[0] == vip[0] &&
-			    words[1] == vip[1])
+			if ((__u32)last == tail && words[0] == vip[0] && words[1] == vip[1])
 				return last >> 32;
 		}
 		if (n >= reach)
 			break;
 	}
 	return 0;
+}
+
+/* Of a frontend that has every port of its VIP. */
+static __noinline __u32 find_any_port(const struct packet *pkt)
+{
+	__u32 zero = 0, tail = dport_proto_scope(&pkt->key) & ~0xffffU; /* little-endian */
+	struct meta_val *m = bpf_map_lookup_elem(&meta, &zero);
+
+	if (!m || !(m->any_port & (pkt->key.proto == IPPROTO_UDP ? ANY_PORT_UDP : ANY_PORT_TCP)))
+		return 0;
+	return find_frontend(pkt, tail, frontend_hash(&pkt->key, pkt->ipv6, tail));
+}
+
+static __always_inline __u32 find_service(const struct packet *pkt)
+{
+	__u32 svc = find_frontend(pkt, dport_proto_scope(&pkt->key), pkt->frontend);
+
+	return svc ?: find_any_port(pkt);
 }
 
 /* Where the packet falls; false if the tables contradict each other. */
@@ -62,6 +80,7 @@ static __always_inline bool find_place(const struct packet *pkt, const struct sv
 	p->prev = word >> SLOT_BACKEND_BITS & SLOT_BACKEND_MASK;
 	p->state = word >> SLOT_STATE_SHIFT;
 	p->idle_ns = service->idle_ns;
+	p->flags = service->flags;
 	return true;
 }
 
@@ -71,16 +90,19 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 	struct place p = {.svc = svc_id};
 	struct backend_val *b;
 	struct verdict v;
+	enum reason why;
 	struct hop hop;
 	__u32 id, outer;
 
 	if (!service || service->mode == MODE_NONE)
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (service->flags && !apply_options(pkt, svc_id, service->flags, &why))
+		return verdict(XDP_DROP, why);
 	if (!find_place(pkt, service, &p))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 	if (service->mode == MODE_NAT)
 		return nat_forward(ctx, pkt, &p);
-	id = p.state == SLOT_SETTLED ? p.cur : track(pkt, &p);
+	id = p.state == SLOT_SETTLED && !(p.flags & SVC_AFFINITY) ? p.cur : track(pkt, &p);
 	if (!id)
 		return refuse(ctx, pkt);
 	b = bpf_map_lookup_elem(&backends, &id);
@@ -108,7 +130,7 @@ static __always_inline struct verdict decide(struct xdp_md *ctx)
 		return verdict(XDP_PASS, why);
 	if (!is_served(&pkt))
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
-	pkt.frontend = frontend_hash(&pkt.key, pkt.ipv6);
+	pkt.frontend = frontend_hash(&pkt.key, pkt.ipv6, dport_proto_scope(&pkt.key));
 	pkt.hash = flow_hash(&pkt.key, pkt.ipv6, pkt.frontend);
 	if ((__u16)(bpf_ntohs(pkt.key.dport) - config.nat_port_min) < config.nat_port_count &&
 	    nat_reply(ctx, &pkt, &v))

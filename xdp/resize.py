@@ -45,7 +45,7 @@ def carry(old: Map, new: Map) -> None:
         if len(used):
             raise _does_not_fit(old, new, shared + int(used[-1]) + 1)
         new.mapped()[:shared] = old.mapped()[:shared]
-    elif old.spec.type == libbpf.MAP_HASH:
+    elif old.spec.type in (libbpf.MAP_HASH, libbpf.MAP_LPM_TRIE):
         count = sum(len(keys) for keys, _ in old.batches())
         if count > new.spec.entries:
             raise _does_not_fit(old, new, count)

@@ -55,10 +55,12 @@ def check_limits(
     # The data path knows each protocol of a service as a service; id 0 of both stands for none.
     parts = sum(len(service.protocols()) for service in services)
     backends = sum(len(service.protocols()) * len(service.backends) for service in services)
+    sources = sum(len(service.protocols()) * len(service.sources) for service in services)
     for name, need, most, unit in (
         ("frontends", frontends, limits.frontends, "VIP, port and protocol"),
         ("services", parts, limits.services - 1, "service and protocol"),
         ("backends", backends, limits.backends - 1, "backend, service and protocol"),
+        ("sources", sources, limits.sources, "rule of a service's protocol"),
     ):
         if need > most:
             what = f"{need} {name} are configured, and {most} fit"

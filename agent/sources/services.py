@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from shunt.lb.model import Backend, HealthCheck, IPAddress, Mode, Port, Protocol, Service
 
-from . import values
+from . import options, values
 from .problems import Place
 from .shape import BackendEntry, Health, ServiceEntry
 from .typed import Path, Reader, each
@@ -50,7 +50,12 @@ def build_service(
         udp_idle_s=_duration(reader, (*path, "idle", "udp"), entry.idle.udp),
         udp_window_s=_duration(reader, (*path, "udp_window"), entry.udp_window),
         slots_per_backend=entry.slots_per_backend,
+        hash_by=entry.hash,
+        affinity_s=options.affinity_s(reader, path, entry),
+        sources=options.source_rules(reader, path, entry),
+        rate=options.rate_limit(reader, path, entry, ports),
     )
+    options.check_hash(reader, path, entry, service.region_slots())
     places = tuple(reader.place(vip_path) for vip_path in vips.values())
     return Written(service, reader.place((*path, "name")), places)
 
@@ -179,7 +184,7 @@ def _health(
     reader: Reader, path: Path, entry: ServiceEntry, ports: tuple[Port, ...]
 ) -> HealthCheck | None:
     path = (*path, "health")
-    has_tcp = any(port.protocol is Protocol.TCP for port in ports)
+    has_tcp = any(port.protocol is Protocol.TCP and port.port for port in ports)
     if entry.health == "none" or (entry.health is UNSET and not has_tcp):
         return None
     wanted = entry.health if isinstance(entry.health, Health) else Health()
@@ -194,7 +199,7 @@ def _health(
     port = wanted.port if isinstance(wanted.port, int) else None
     # With ports refused it cannot be known whether one of them was TCP.
     if port is None and not has_tcp and ports and reader.trusts((*path[:-1], "ports")):
-        why = "the service has only UDP ports"
+        why = "the service has no TCP port of its own"
         fix = "write health: {type: tcp, port: PORT}, or health: none"
         reader.error(path, "health has no port to connect to", why, fix)
     return HealthCheck(wanted.type, port, interval, timeout, wanted.rise, wanted.fall)

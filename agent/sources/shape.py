@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from shunt.lb.model import HealthCheck, Limits, Service, Settings
+from shunt.lb.model import HealthCheck, Limits, RateLimit, Service, Settings
 
 _NODE = Settings(interfaces=())
 _LIMITS = Limits()
 _SERVICE = Service(name="", vips=(), ports=())
 _HEALTH = HealthCheck()
+_RATE = RateLimit(1, 1)
 
 
 def _text(description: str, *examples: str) -> Meta:
@@ -41,10 +42,11 @@ Name = Annotated[
 Address = Annotated[str, _text("an IPv4 or IPv6 address", "203.0.113.10")]
 BackendAddress = Annotated[str, _text("an IPv4 or IPv6 address", "10.0.0.1")]
 PortNumber = Annotated[int, Meta(ge=1, le=65535, examples=[80])]
-PortText = Annotated[str, _text("PORT, PORT/tcp or PORT/udp", "53/udp")]
+PortText = Annotated[str, _text("PORT, PORT/tcp, PORT/udp or any", "53/udp")]
 BackendText = Annotated[str, _text("ADDRESS, ADDRESS:PORT or [IPV6]:PORT", "10.0.0.1:8080")]
 DurationNumber = Annotated[float, Meta(description="seconds")]
 DurationText = Annotated[str, _text("seconds, or a number with ms, s, m, h or d", "500ms")]
+NetworkText = Annotated[str, _text("an address, or a network ADDRESS/BITS", "10.0.0.0/8")]
 Duration = DurationNumber | DurationText
 Budget = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 ModeName = Literal["dsr-ipip", "dsr-l2", "nat"]
@@ -88,6 +90,8 @@ class Sizes(Shape, frozen=True):
     slots: Annotated[int, Meta(ge=1024, le=2**28)] = _LIMITS.slots
     backends: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.backends
     nexthops: Annotated[int, Meta(ge=16, le=2**20)] = _LIMITS.nexthops
+    sources: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.sources
+    rates: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.rates
     flows: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.flows
     nat: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.nat
 
@@ -143,6 +147,22 @@ class Idle(Shape, frozen=True):
     udp: Duration = _SERVICE.udp_idle_s
 
 
+class Sources(Shape, frozen=True):
+    """Which clients are served: the longest prefix that a client is in decides."""
+
+    allow: list[NetworkText] | NetworkText = []
+    deny: list[NetworkText] | NetworkText = []
+
+
+class Rate(Shape, frozen=True):
+    """How many new TCP connections a client network may open."""
+
+    connections: Annotated[float, Meta(gt=0, le=1e6, description="a number a second")] | UnsetType
+    burst: Annotated[int, Meta(ge=1, le=2**20)] | UnsetType = UNSET
+    prefix4: Annotated[int, Meta(ge=1, le=32)] = _RATE.prefix4
+    prefix6: Annotated[int, Meta(ge=1, le=128)] = _RATE.prefix6
+
+
 class ServiceEntry(Shape, frozen=True):
     """A service of /etc/shunt/services.d/*.yaml"""
 
@@ -164,6 +184,10 @@ class ServiceEntry(Shape, frozen=True):
     idle: Idle = Idle()
     udp_window: Duration = _SERVICE.udp_window_s
     slots_per_backend: Annotated[int, Meta(ge=1, le=65536)] = _SERVICE.slots_per_backend
+    hash: Literal["tuple", "client"] = _SERVICE.hash_by
+    affinity: Literal["none"] | Duration = "none"
+    sources: Sources = Sources()
+    rate: Literal["none"] | Rate = "none"
 
 
 ServicesFile = ServiceEntry | list[ServiceEntry]

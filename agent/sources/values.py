@@ -11,7 +11,7 @@ from ipaddress import (
     ip_network,
 )
 
-from shunt.lb.model import Backend, IPAddress, Port, Protocol
+from shunt.lb.model import ANY_PORT, Backend, IPAddress, IPNetwork, Port, Protocol
 
 from .problems import shown
 
@@ -23,7 +23,7 @@ _BROADCAST = IPv4Address("255.255.255.255")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION_FIX = "write it as 2s or 10m"
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
-_PORT = re.compile(r"([0-9]{1,9})(?:/(tcp|udp))?")
+_PORT = re.compile(r"([0-9]{1,9}|any)(?:/(tcp|udp))?")
 _PORT_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
 
 
@@ -92,12 +92,14 @@ def _port_number(text: str, what: str) -> int:
 
 
 def port(value: int | str) -> Port:
-    """80, "80/tcp", "53/udp". Raises: Refused."""
+    """80, "80/tcp", "53/udp", "any", "any/udp". Raises: Refused."""
     match = _PORT.fullmatch(str(value))
     if not match:
-        wants = "PORT, PORT/tcp or PORT/udp"
+        wants = "PORT, PORT/tcp, PORT/udp or any"
         raise Refused(f"port {shown(str(value))} is not a port", wants, "write 80 or 53/udp")
-    number = _port_number(match[1], f"port {match[1]} is out of range")
+    number = ANY_PORT
+    if match[1] != "any":
+        number = _port_number(match[1], f"port {match[1]} is out of range")
     return Port(number, Protocol.UDP if match[2] == "udp" else Protocol.TCP)
 
 
@@ -154,6 +156,19 @@ def _network(text: str, name: str, wants: str) -> IPv4Network | IPv6Network:
         if getattr(found.network_address, f"is_{word}"):
             raise Refused(f"{name} {found} is {word}", "a unicast network")
     return found
+
+
+def client_network(text: str) -> IPNetwork:
+    """An address, or a network; of any size. Raises: Refused."""
+    wants = "an address, or a network such as 10.0.0.0/8"
+    try:
+        loose = ip_network(text, strict=False)
+    except ValueError:
+        raise Refused(f"source {shown(text)} is not a network", wants) from None
+    if str(loose.network_address) != str(ip_address(text.partition("/")[0])):
+        what = f"source {shown(text)} has bits set beyond its prefix"
+        raise Refused(what, wants, f"write {loose}")
+    return loose
 
 
 def port_range(text: str) -> tuple[int, int]:

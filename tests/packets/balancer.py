@@ -17,12 +17,14 @@ from typing import Any, Self
 import numpy as np
 from scapy.packet import Packet
 
+from shunt.agent.options import SourceSets, flags, record
 from shunt.kern.flows import FlowTable
 from shunt.kern.objects import Object
 from shunt.kern.ring import Ring
 from shunt.kern.testrun import run_xdp
+from shunt.lb.compile import Options
 from shunt.lb.frontends import FrontendTable
-from shunt.lb.model import Frontend, Protocol
+from shunt.lb.model import ANY_PORT, Frontend, Protocol
 from shunt.xdp.attach import fit
 from shunt.xdp.resize import service_words
 from tests.packets.frames import OWN_MAC, verify
@@ -36,6 +38,7 @@ with Object(OBJECT) as _object:
     Flag: Any = _object.btf.enum("backend_flag", "BACKEND_")
     Flow: Any = _object.btf.enum("flow_state", "FLOW_")
     Mode: Any = _object.btf.enum("mode", "MODE_")
+    SvcFlag: Any = _object.btf.enum("svc_flag", "SVC_")
     SAMPLE = _object.btf.struct("sample")
 
 TCP, UDP = 6, 17
@@ -104,6 +107,18 @@ class Service:
     slots: int
     backends: list[int] = field(default_factory=list)
 
+    def ask(self, **options: Any) -> None:
+        """What it asks for beyond balancing: fields of shunt.lb.compile.Options."""
+        asked = Options(**options)
+        sets = SourceSets(self.lb.map("sources"))
+        source_set = sets.new_id() if asked.sources else 0
+        if asked.sources:
+            sets.put(source_set, asked.sources)
+        dtype = self.lb.map("svc_options").spec.value
+        raw = record(asked, source_set, dtype)
+        self.lb.map("svc_options").mapped()[self.id] = np.frombuffer(raw, dtype)[0]
+        self.lb.map("svc").mapped()["flags"][self.id] = flags(asked, SvcFlag)
+
     def set_slots(self, cur: int | Sequence[int], prev: int = 0, state: int = Slot.SETTLED) -> None:
         """Write all slots: `cur` is one backend id, or several in turn."""
         owners = np.resize(np.atleast_1d(np.asarray(cur, np.uint64)), self.slots)
@@ -170,6 +185,10 @@ class Balancer:
 
     def open_port(self, proto: int, *ports: int) -> None:
         view = self.map("ports").mapped()["bits"]
+        if ANY_PORT in ports:
+            view[1024:] = ~np.uint64(0) if proto == UDP else view[1024:]
+            view[:1024] = ~np.uint64(0) if proto == TCP else view[:1024]
+            self.map("meta").mapped()["any_port"] |= 2 if proto == UDP else 1
         for port in ports:
             view[(1024 if proto == UDP else 0) + port // 64] |= np.uint64(1 << port % 64)
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from shunt.kern.objects import Object
 from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import NS_PER_S, Condition, Endpoint, Target, compile_target
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Backend, Mode, Port, Protocol, Service
+from shunt.lb.model import Backend, Mode, Port, Protocol, Service, SourceRule
 from shunt.xdp.attach import fit
 
 IDLE_S = 50
@@ -38,15 +39,15 @@ SLOTS_PER_BACKEND = 20  # the product: 100; fewer make collisions of flows likel
 FLOW_TABLE = 512  # lines
 JUNK = 255  # no protocol that is balanced
 VIP = IPv4Address("203.0.113.10")
-CLIENT = IPv4Address("192.0.2.0")
+CLIENT, CLIENTS = IPv4Address("192.0.2.0"), 32
 FIN, SYN, ACK = 0x01, 0x02, 0x10
 XDP_TX = 3
 
 
 def packet(flow: int, flags: int, seq: int) -> bytes:
     """A TCP segment of a numbered flow to the VIP; checksums are not looked at in DSR."""
-    source = int(CLIENT) + (flow >> 14)
-    port = 1024 + (flow & 0x3FFF)
+    source = int(CLIENT) + flow % CLIENTS
+    port = 1024 + (flow // CLIENTS & 0x3FFF)
     tcp = struct.pack("!HHIIBBHHH", port, 80, seq, 0, 5 << 4, flags, 8192, 0, 0)
     ip = struct.pack("!BBHHHBBHII", 0x45, 0, 40, 0, 0, 64, 6, 0, source, int(VIP))
     return bytes(12) + b"\x08\x00" + ip + tcp
@@ -62,6 +63,9 @@ class Lab:
     mode: Mode = Mode.DSR_IPIP
     protocol: Protocol = Protocol.TCP
     idle_s: int = IDLE_S
+    affinity_s: int = 0
+    hash_by: Literal["tuple", "client"] = "tuple"
+    sources: tuple[SourceRule, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     configured: set[IPv4Address] = field(default_factory=set)
     drained: set[IPv4Address] = field(default_factory=set)
@@ -119,6 +123,9 @@ class Lab:
             backends=tuple(Backend(a) for a in sorted(self.configured)),
             tcp_idle_s=float(self.idle_s),
             slots_per_backend=SLOTS_PER_BACKEND,
+            affinity_s=float(self.affinity_s),
+            hash_by=self.hash_by,
+            sources=self.sources,
         )
         target = compile_target(service, self.protocol, self.condition)
         return {target.name: target}
@@ -192,6 +199,7 @@ class _Run:
     def __init__(self, lab: Lab, rnd: random.Random, fresh: object) -> None:
         self.lab, self.rnd, self.fresh = lab, rnd, fresh
         self.live: dict[int, tuple[IPv4Address, int, int]] = {}  # backend, last packet, isn
+        self.affinity_s = lab.affinity_s  # and switched off and on
         self.unprotected: set[int] = set()
         self.flows = rnd.randrange(1 << 20)
         self.back_at: dict[IPv4Address, int] = {}
@@ -228,6 +236,8 @@ class _Run:
             address = rnd.choice(sorted(lab.removed - lab.gone))
             lab.removed.discard(address)
             lab.configured.add(address)
+        elif x < 0.036 and self.affinity_s:
+            lab.affinity_s = 0 if lab.affinity_s else self.affinity_s
         elif x < 0.04:
             lab.restart()
         elif x < 0.08:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shunt.agent.scan import Scanner
+from shunt.agent.plan import Planner
 from shunt.agent.tables import Tables
 from shunt.lb import slots as slot
 from tests.packets import defects
@@ -18,13 +18,14 @@ from tests.packets.histories import Lab, history
 
 LB = Path(__file__).resolve().parents[2] / "xdp" / "lb.bpf.o"
 SEEDS = 24
+AFFINITY_S = 30  # below the idle window: clients are forgotten before their connections
 CATCHING_SEEDS = 60  # a defect may hide from some histories, not from all of these
 
 
-def broken(path: Path, seeds: range, scanner: type[Scanner] = Scanner) -> str | None:
+def broken(path: Path, seeds: range, **fields: Any) -> str | None:
     """The first broken promise of these histories."""
     for seed in seeds:
-        lab = Lab(path, scanner)
+        lab = Lab(path, **fields)
         try:
             if said := history(lab, seed):
                 return said
@@ -36,6 +37,12 @@ def broken(path: Path, seeds: range, scanner: type[Scanner] = Scanner) -> str | 
 @pytest.mark.parametrize("first", range(0, SEEDS, 6))
 def test_flows_are_kept(first: int) -> None:
     assert broken(LB, range(first, first + 6)) is None
+
+
+@pytest.mark.parametrize("hash_by", ["tuple", "client"])
+def test_flows_are_kept_with_affinity_switched_on_and_off(hash_by: str) -> None:
+    """S53, S76."""
+    assert broken(LB, range(8), affinity_s=AFFINITY_S, hash_by=hash_by) is None
 
 
 def test_histories_reach_what_they_are_about() -> None:
@@ -96,3 +103,13 @@ def test_defects_of_the_agent_are_caught(defect: str, monkeypatch: pytest.Monkey
     owner, name, wrong = AGENT_DEFECTS[defect]
     monkeypatch.setattr(owner, name, wrong)
     assert broken(LB, range(CATCHING_SEEDS)) is not None
+
+
+def test_affinity_switched_off_without_lingering_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def retable(_self: Planner, _target: Any, _place: Any, words: Any, table: Any) -> Any:
+        return slot.retable(words, table)
+
+    monkeypatch.setattr(Planner, "_retable", retable)
+    assert broken(LB, range(CATCHING_SEEDS), affinity_s=AFFINITY_S) is not None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from scapy.layers.l2 import ARP, Ether
 
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
 from shunt.kern.objects import Object
+from shunt.lb.model import RateLimit
+from shunt.policy.sources import compile_rules
 from tests.packets.balancer import TCP, UDP, Balancer, Event, Out, Reason
 from tests.packets.frames import OWN_MAC, ROUTER_MAC, either, tcp, udp
 from tests.packets.private import FORWARDING, in_namespace
@@ -206,6 +209,36 @@ def nowhere_safe_to_go(make_lb: MakeLb) -> Out:
     service = lb.add_service(VIP, backends=[BACKEND, "10.0.0.2"])
     service.move()
     lb.set_flags(service.backends[0], 0)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("DROP_SOURCE_DENIED")
+def client_denied(make_lb: MakeLb) -> Out:
+    lb = make_lb()
+    rules = compile_rules([], [ip_network("192.0.2.0/24")])
+    lb.add_service(VIP, backends=[BACKEND]).ask(sources=rules)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("DROP_RATE_LIMITED")
+def connections_too_fast(make_lb: MakeLb) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, backends=[BACKEND]).ask(rate=RateLimit(1, 1))
+    lb.run(tcp(CLIENT, VIP))
+    return lb.run(tcp(CLIENT, VIP, sport=2))
+
+
+@shows("CLIENT_REMEMBERED", EVENTS)
+def client_of_a_service_with_affinity(make_lb: MakeLb) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, backends=[BACKEND]).ask(affinity_ns=10**12)
+    return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("CLIENT_NOT_REMEMBERED", EVENTS)
+def no_token_for_the_client(make_lb: MakeLb) -> Out:
+    lb = make_lb(inserts_per_s=0)
+    lb.add_service(VIP, backends=[BACKEND]).ask(affinity_ns=10**12)
     return lb.run(tcp(CLIENT, VIP))
 
 

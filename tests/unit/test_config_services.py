@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.config_files import SERVICE, errors, three
+from tests.unit.config_files import SERVICE, SETTINGS, errors, three
 
 UNICAST = "wants a unicast address that other hosts can reach"
 SERVICE_CASES = {
@@ -47,7 +47,7 @@ SERVICE_CASES = {
         '4: unknown key "backend"',
         (
             "the file knows name, vip, ports, backends, mode, health, idle, udp_window, "
-            "slots_per_backend"
+            "slots_per_backend, hash, affinity, sources, rate"
         ),
         'perhaps "backends" is meant',
     ),
@@ -108,7 +108,7 @@ SERVICE_CASES = {
     "port 0": (
         "name: web\nvip: 203.0.113.10\nports: [0]\n",
         "3: port 0 is out of range",
-        "ports[0] wants an integer from 1 to 65535 or PORT, PORT/tcp or PORT/udp",
+        "ports[0] wants an integer from 1 to 65535 or PORT, PORT/tcp, PORT/udp or any",
         "correct the value; an example is 80",
     ),
     "udp port 65536": (
@@ -120,7 +120,7 @@ SERVICE_CASES = {
     "sctp": (
         "name: web\nvip: 203.0.113.10\nports: [80, 53/sctp]\n",
         "3: port 53/sctp is not a port",
-        "ports[1] wants PORT, PORT/tcp or PORT/udp",
+        "ports[1] wants PORT, PORT/tcp, PORT/udp or any",
         "write 80 or 53/udp",
     ),
     "no ports": (
@@ -243,7 +243,7 @@ SERVICE_CASES = {
     "health of UDP": (
         "name: web\nvip: 203.0.113.10\nports: [53/udp]\nhealth: tcp\n",
         "4: health has no port to connect to",
-        "the service has only UDP ports",
+        "the service has no TCP port of its own",
         "write health: {type: tcp, port: PORT}, or health: none",
     ),
     "timeout": (
@@ -288,6 +288,60 @@ SERVICE_CASES = {
         "slots_per_backend wants an integer from 1 to 65536",
         "correct it",
     ),
+    "hash": (
+        SERVICE + "hash: source\n",
+        "4: hash source is not accepted",
+        "hash wants tuple or client",
+        "correct it",
+    ),
+    "affinity": (
+        SERVICE + "affinity: soon\n",
+        "4: affinity soon is not a duration",
+        "affinity wants seconds, or a number with ms, s, m, h or d",
+        "write it as 2s or 10m",
+    ),
+    "source": (
+        SERVICE + "sources: {allow: 10.0.0.0/33}\n",
+        "4: source 10.0.0.0/33 is not a network",
+        "sources.allow wants an address, or a network such as 10.0.0.0/8",
+        "correct the line",
+    ),
+    "source bits": (
+        SERVICE + "sources:\n  deny:\n  - 10.0.0.1/8\n",
+        "6: source 10.0.0.1/8 has bits set beyond its prefix",
+        "sources.deny[0] wants an address, or a network such as 10.0.0.0/8",
+        "write 10.0.0.0/8",
+    ),
+    "source twice": (
+        SERVICE + "sources:\n  allow: 10.0.0.0/8\n  deny: 10.0.0.0/8\n",
+        "6: source 10.0.0.0/8 is denied and allowed",
+        "it is allowed at web.yaml:5",
+        "remove one of the two",
+    ),
+    "rate": (
+        SERVICE + "rate: {connections: 0}\n",
+        "4: connections 0 is not accepted",
+        "rate.connections wants a number a second",
+        "correct it",
+    ),
+    "rate of nothing": (
+        SERVICE + "rate: {burst: 3}\n",
+        '4: rate has no "connections"',
+        "rate wants connections",
+        'add "connections: "',
+    ),
+    "rate of UDP": (
+        "name: web\nvip: 203.0.113.10\nports: [53/udp]\nrate: {connections: 5}\n",
+        "4: rate limits nothing",
+        "it limits new TCP connections, and the service has only UDP ports",
+        "remove it",
+    ),
+    "health of every port": (
+        "name: web\nvip: 203.0.113.10\nports: any\nhealth: tcp\n",
+        "4: health has no port to connect to",
+        "the service has no TCP port of its own",
+        "write health: {type: tcp, port: PORT}, or health: none",
+    ),
     "long value": (
         SERVICE + f"mode: {'x' * 500}\n",
         f"4: mode {'x' * 57}... is not accepted",
@@ -307,3 +361,17 @@ SERVICE_CASES = {
 def test_service(tmp_path: Path, case: str) -> None:
     text, what, why, fix = SERVICE_CASES[case]
     assert errors(tmp_path, web=text) == [three(f"web.yaml:{what}", why, fix)]
+
+
+def test_a_clients_hash_has_bits_for_so_many_slots(tmp_path: Path) -> None:
+    backends = ", ".join(f"10.0.0.{n}" for n in range(1, 18))
+    text = f"{SERVICE}hash: client\nslots_per_backend: 65536\nbackends: [{backends}]\n"
+    limits = SETTINGS + "limits: {slots: 2097152}\n"
+    assert errors(tmp_path, limits, web=text) == [
+        three(
+            "web.yaml:4: hash: client with 2097152 slots",
+            "a client's hash tells 1048576 slots apart",
+            "lower slots_per_backend, or use hash: tuple",
+        )
+    ]
+    assert errors(tmp_path, limits, web=text.replace("hash: client", "hash: tuple")) == []

@@ -54,7 +54,7 @@ SETTINGS_CASES = {
     "unknown key like no other": (
         SETTINGS + "limits: {zzz: 3}\n",
         '2: unknown key "zzz"',
-        "limits knows frontends, services, slots, backends, nexthops, flows, nat",
+        "limits knows frontends, services, slots, backends, nexthops, sources, rates, flows, nat",
         "remove it",
     ),
     "key twice": (
