@@ -16,6 +16,9 @@ from shunt.lb.compile import mapped
 from shunt.lb.model import ANY_PORT, Frontend, IPAddress, Protocol
 
 
+ANY_PORT_BIT = {Protocol.TCP: 1, Protocol.UDP: 2}  # bpf/abi.h; a test compares
+
+
 class Applier:
     """Writes to one set of tables."""
 
@@ -213,8 +216,7 @@ def sync_ports(tables: Tables, nat_ports: range) -> None:
         want[_ports_of(protocol)] = ~np.uint64(0)
     index = np.flatnonzero(want != tables.ports)
     tables.ports[index] = want[index]
-    any_port = {Protocol.TCP: 1, Protocol.UDP: 2}  # ANY_PORT_* of bpf/abi.h; a test compares
-    tables.meta["any_port"] = sum(any_port[protocol] for protocol in every)
+    tables.meta["any_port"] = sum(ANY_PORT_BIT[protocol] for protocol in every)
 
 
 def _ports_of(protocol: Protocol) -> slice:

@@ -119,4 +119,3 @@ def test_a_hash_in_force_stays(host: Host) -> None:
     assert "can't change while the service is in force" in done.err
     assert connects(host)
     ask(host)
-

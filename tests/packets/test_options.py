@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shunt.agent.options import SET_BITS
 from shunt.lb.model import RateLimit
 from shunt.policy.sources import compile_rules
 from tests.packets.balancer import TCP, UDP, UP, Balancer, Event, Flag, Reason, Service, Slot
@@ -238,10 +237,6 @@ def test_an_established_connection_that_is_denied_ends(lb: Balancer) -> None:
     service.ask(sources=compile_rules([], [ip_network("192.0.2.1/32")]))
     out = lb.run(tcp("192.0.2.1", VIPS[4], "A", sport=1))
     assert out.reasons == {Reason.DROP_SOURCE_DENIED: 1}
-
-
-def test_the_set_is_named_by_so_many_bits() -> None:
-    assert SET_BITS == 32
 
 
 # Rates ------------------------------------------------------------------------------------------
