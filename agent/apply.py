@@ -15,7 +15,6 @@ from shunt.lb import slots as slot
 from shunt.lb.compile import mapped
 from shunt.lb.model import ANY_PORT, Frontend, IPAddress, Protocol
 
-
 ANY_PORT_BIT = {Protocol.TCP: 1, Protocol.UDP: 2}  # bpf/abi.h; a test compares
 
 
