@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from shunt.agent import flow_views, service_views, views
+from shunt.agent import flow_views, metrics, service_views, views
 from shunt.agent.node import WEIGHT_MAX, Node
 from shunt.agent.samples import Samples, Subscription
 from shunt.agent.service_views import Json
@@ -79,6 +79,7 @@ class Api:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/errors", self._errors),
+            web.get("/v1/metrics", self._metrics),
             web.get("/v1/services", self._services),
             web.get("/v1/services/{service}", self._service),
             web.get("/v1/backends", self._backends),
@@ -95,6 +96,9 @@ class Api:
 
     async def _status(self, _request: web.Request) -> web.Response:
         return answer(views.status(self.node))
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        return await metrics.respond(self.node, request)
 
     async def _errors(self, _request: web.Request) -> web.Response:
         return answer({"errors": [views.error_of_text(text) for text in self.node.errors]})

@@ -83,6 +83,20 @@ class Client:
         finally:
             connection.close()
 
+    def text(self, *parts: str) -> Iterator[str]:
+        """An answer that is no JSON, line by line."""
+        connection = _UnixConnection(self.path, TIMEOUT_S)
+        try:
+            response = self._ask(connection, "GET", parts, {})
+            if response.status >= 400:
+                raise Refused(response.status, _decode(response.read()))
+            while line := response.readline():
+                yield line.decode()
+        except (OSError, http.client.HTTPException) as e:
+            raise self._unreachable(e) from e
+        finally:
+            connection.close()
+
     def _request(
         self, method: str, parts: tuple[str, ...], query: Json, body: Json | None = None
     ) -> Any:

@@ -14,7 +14,18 @@ from typing import NoReturn
 
 import click
 
-from shunt.cli import backend, config, doctor, flow, host, monitor, program, service, status
+from shunt.cli import (
+    backend,
+    config,
+    doctor,
+    flow,
+    host,
+    metrics,
+    monitor,
+    program,
+    service,
+    status,
+)
 from shunt.cli.client import Refused, Unreachable
 from shunt.cli.options import Group
 from shunt.cli.render import print_error, print_errors
@@ -55,6 +66,7 @@ for command in (
     flow.flow,
     flow.nat,
     monitor.monitor,
+    metrics.metrics,
     config.config,
     program.program,
     doctor.doctor,
