@@ -16,15 +16,18 @@ import click
 
 from shunt.cli import (
     backend,
+    bpf,
     config,
     doctor,
     flow,
     host,
+    maglev,
     metrics,
     monitor,
     program,
     service,
     status,
+    top,
 )
 from shunt.cli.client import Refused, Unreachable
 from shunt.cli.options import Group
@@ -67,6 +70,9 @@ for command in (
     flow.nat,
     monitor.monitor,
     metrics.metrics,
+    top.top,
+    maglev.maglev,
+    bpf.bpf,
     config.config,
     program.program,
     doctor.doctor,
