@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from shunt.cli.progress import progress
 from shunt.lb.errors import ShuntError
 
 # A reload of a large configuration takes seconds; longer means that nobody is there.
@@ -102,8 +103,9 @@ class Client:
     ) -> Any:
         connection = _UnixConnection(self.path, TIMEOUT_S)
         try:
-            response = self._ask(connection, method, parts, query, body)
-            raw = response.read()
+            with progress("waiting for shuntd"):
+                response = self._ask(connection, method, parts, query, body)
+                raw = response.read()
         except (OSError, http.client.HTTPException) as e:
             raise self._unreachable(e) from e
         finally:

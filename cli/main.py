@@ -18,6 +18,7 @@ from shunt.cli import (
     backend,
     bpf,
     config,
+    debuginfo,
     doctor,
     flow,
     host,
@@ -76,6 +77,7 @@ for command in (
     config.config,
     program.program,
     doctor.doctor,
+    debuginfo.debuginfo,
     host.decap,
     host.cleanup,
 ):
