@@ -71,6 +71,7 @@ def doctor(
 def balancer_findings(config: Path, services: Path) -> list[Finding]:
     """A node; also one whose files are wrong is looked at as far as it goes."""
     from shunt.agent.doctor import Finding, Level, check_balancer
+    from shunt.agent.doctor_speed import check_speed, gather_speed
     from shunt.agent.facts import gather_balancer
     from shunt.agent.sources.file import ConfigErrors, load
     from shunt.lb.model import Configuration, Settings
@@ -84,7 +85,9 @@ def balancer_findings(config: Path, services: Path) -> list[Finding]:
             for x in e.errors
         ]
         configuration = Configuration(Settings(interfaces=()))
-    return [*check_balancer(gather_balancer(configuration), configuration), *wrong]
+    facts = gather_balancer(configuration)
+    speed = check_speed(gather_speed(facts.devices), facts, configuration)
+    return [*check_balancer(facts, configuration), *speed, *wrong]
 
 
 def _backend(vips: Sequence[str], mode: str, iface: str | None) -> list[Finding]:

@@ -51,6 +51,7 @@ def test_an_archive_of_a_node(own: Host, tmp_path: Path) -> None:
     assert "shunt_packets_total{" in found["metrics.txt"]
     checks = {finding["check"] for finding in json.loads(found["doctor.json"])}
     assert {"kernel", "xdp_tracepoints", "interface eth0"} <= checks
+    assert any(check.startswith("speed") for check in checks)
     assert "hash_seed: (hidden)" in found["config/shunt.yaml"]
     assert yaml.safe_load(found["config/services.d/web.yaml"])["name"] == "web"
     assert "10.9.0.1/24" in found["ip-address.txt"]
