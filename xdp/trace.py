@@ -75,6 +75,8 @@ class Trace:
 
 def error_name(number: int) -> str:
     """ENXIO for 6; a number that has no name as it is."""
+    if number == errno.EOPNOTSUPP:  # Python knows it by POSIX' other name
+        return "EOPNOTSUPP"
     return errno.errorcode.get(number, str(number)) if number else ""
 
 
