@@ -34,6 +34,13 @@ def progress(doing: str) -> Iterator[Callable[[str], None]]:
         _running.release()
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """For who draws on the terminal itself: nothing else shows what it waits for."""
+    with _running:
+        yield
+
+
 class _Shown:
     def __init__(self, words: str) -> None:
         self._words, self._ended = words, False

@@ -14,6 +14,7 @@ import click
 from shunt.cli import render
 from shunt.cli.client import Client
 from shunt.cli.options import Command, Options
+from shunt.cli.progress import silent
 from shunt.cli.rates import Reading, rates, reading
 
 Json = dict[str, Any]
@@ -111,7 +112,7 @@ def _live(looks: Iterator[list[Json]]) -> None:
     from rich.live import Live
 
     console = Console()
-    with Live("waiting for the first interval", console=console, screen=True) as live:
+    with silent(), Live("waiting for the first interval", console=console, screen=True) as live:
         for found in looks:
             lines = rows(found)
             room = max(1, console.height - FRAME_LINES)

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -172,3 +175,25 @@ def test_top_goes_on_until_it_is_interrupted(host: Host) -> None:
         watcher.kill()
         watcher.communicate()
     assert (watcher.returncode, err) == (0, "")
+
+
+def test_top_on_a_terminal_draws_until_it_is_interrupted(host: Host) -> None:
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "shunt.cli.main", "--socket", str(host.sock), "top"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    watcher = subprocess.Popen(argv, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"translated" not in seen:
+            seen += os.read(ours, 65536)  # an OSError if it has ended
+        assert b"PACKETS/S" in seen
+        watcher.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while os.read(ours, 65536):
+                pass
+        assert watcher.wait(30) == 0
+    finally:
+        watcher.kill()
+        watcher.wait()
+        os.close(ours)
