@@ -31,7 +31,7 @@ from shunt.cli import (
     top,
 )
 from shunt.cli.client import Refused, Unreachable
-from shunt.cli.options import Group
+from shunt.cli.options import Group, ReaderGone
 from shunt.cli.render import print_error, print_errors
 from shunt.lb.errors import ShuntError
 
@@ -127,7 +127,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except ShuntError as e:
         print_error(e)
         return WRONG
-    except BrokenPipeError:  # `shunt flow list | head`
+    except (BrokenPipeError, ReaderGone):
         _discard_output()
         return OK
     return code if isinstance(code, int) else OK
