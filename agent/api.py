@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from shunt.agent import flow_views, service_views, views
+from shunt.agent import flow_views, maglev_views, metrics, raw_views, service_views, views
 from shunt.agent.node import WEIGHT_MAX, Node
 from shunt.agent.samples import Samples, Subscription
 from shunt.agent.service_views import Json
@@ -79,12 +79,17 @@ class Api:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/errors", self._errors),
+            web.get("/v1/metrics", self._metrics),
             web.get("/v1/services", self._services),
             web.get("/v1/services/{service}", self._service),
             web.get("/v1/backends", self._backends),
             web.post(f"{backend}/drain", self._drain),
             web.post(f"{backend}/undrain", self._undrain),
             web.put(f"{backend}/weight", self._weight),
+            web.get("/v1/services/{service}/maglev", self._maglev),
+            web.post("/v1/services/{service}/maglev/simulate", self._simulate),
+            web.get("/v1/bpf/lb", self._bpf_lb),
+            web.get("/v1/bpf/flows", self._bpf_flows),
             web.get("/v1/flows", self._flows),
             web.post("/v1/flows/flush", self._flush),
             web.get("/v1/nat", self._nat),
@@ -95,6 +100,9 @@ class Api:
 
     async def _status(self, _request: web.Request) -> web.Response:
         return answer(views.status(self.node))
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        return await metrics.respond(self.node, request)
 
     async def _errors(self, _request: web.Request) -> web.Response:
         return answer({"errors": [views.error_of_text(text) for text in self.node.errors]})
@@ -176,6 +184,22 @@ class Api:
             raise Refused(status, e) from e
         rows = await service_views.backends(self.node, [found])
         return answer(next(row for row in rows if row["backend"] == str(endpoint)))
+
+    async def _maglev(self, request: web.Request) -> web.Response:
+        return answer(maglev_views.show(self.node, self._find(request.match_info["service"])))
+
+    async def _simulate(self, request: web.Request) -> web.Response:
+        found, asked = self._find(request.match_info["service"]), await body(request)
+        try:
+            return answer(maglev_views.simulated(self.node, found, asked))
+        except ShuntError as e:
+            raise Refused(422, e) from e
+
+    async def _bpf_lb(self, request: web.Request) -> web.Response:
+        return await self._listing(request, raw_views.frontends)
+
+    async def _bpf_flows(self, request: web.Request) -> web.Response:
+        return await self._listing(request, raw_views.flows)
 
     async def _flows(self, request: web.Request) -> web.Response:
         return await self._listing(request, flow_views.flows)

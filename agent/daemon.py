@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from shunt.agent.api import Api
+from shunt.agent.metrics import Endpoint
 from shunt.agent.node import Node
 from shunt.agent.samples import Samples
 from shunt.agent.sources.file import ConfigErrors, FileSource
@@ -41,6 +42,7 @@ class Daemon:
         self.source = FileSource(config, services)
         self.bpffs, self.run_dir = bpffs, run
         self.node = Node(bpffs)
+        self.metrics = Endpoint(self.node)
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
         self._loading = asyncio.Lock()
@@ -59,10 +61,12 @@ class Daemon:
             remove_stale(self.run_dir / "shunt.sock")  # before anything is attached
             watch = stack.enter_context(Watch(self.source.paths()))
             self.node.start(self.source.load())
+            self.node.observing.start_tracing()
             samples = Samples(self.node.datapath.maps["samples"].fd)
             stack.callback(samples.close)
             api = Api(self.node, samples, self.request_reload)
             await api.start(self.run_dir / "shunt.sock")
+            await self._observe()
             loop = asyncio.get_running_loop()
             loop.add_reader(watch.fileno(), self._changed, watch)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -76,6 +80,7 @@ class Daemon:
             )
             await self._until_stopped()
             notify("STOPPING=1")
+            await self.metrics.close()
             await api.close()
             await self.node.close()
 
@@ -119,6 +124,7 @@ class Daemon:
             configuration = await asyncio.to_thread(self.source.load)
             if configuration == self.node.configuration:
                 self.node.errors = []
+                await self._observe()
                 return
             self.node.configure(configuration)
         except ConfigErrors as e:
@@ -127,7 +133,12 @@ class Daemon:
         except ShuntError as e:
             self._refuse([str(e)])
         else:
+            await self._observe()
             log.info("in force: generation %d", self.node.generation)
+
+    async def _observe(self) -> None:
+        assert self.node.configuration is not None
+        await self.metrics.follow(self.node.configuration.settings)
 
     def _refuse(self, errors: list[str]) -> None:
         self.node.errors = errors

@@ -19,6 +19,7 @@ import numpy as np
 
 from shunt.agent.apply import Applier, sync_ports
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
+from shunt.agent.observing import Observing
 from shunt.agent.plan import Planner
 from shunt.agent.probe import Prober
 from shunt.agent.probe import Target as ProbeTarget
@@ -70,6 +71,7 @@ class Node:
         self.health: Health[Key] = Health()
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()
+        self.observing = Observing()
         self.want: dict[str, Target] = {}
         self._gone: set[tuple[str, Endpoint]] = set()
         self._modes: dict[str, Mode] = {}  # by service
@@ -243,6 +245,7 @@ class Node:
         self.counts.writes += len(writes)
         if writes:
             self.counts.apply_s = time.monotonic() - began
+            self.observing.apply_s.observe(self.counts.apply_s)
         return len(writes)
 
     def _targets_of(self, service: str) -> list[str]:
@@ -367,6 +370,7 @@ class Node:
         """Stop watching; what is in the maps stays in force."""
         self.prober.close()
         await self.nexthops.close()
+        self.observing.close()
         self.datapath.close()
 
 

@@ -11,6 +11,7 @@ import click
 
 from shunt.cli import render
 from shunt.cli.options import Group, Options, config_options
+from shunt.cli.progress import progress
 from shunt.cli.render import number
 
 
@@ -30,7 +31,8 @@ def check(ctx: click.Context, config: Path, services: Path) -> None:
     errors: list[dict[str, Any]] = []
     summary: dict[str, int] = {}
     try:
-        found = load(config, services)
+        with progress("reading the files"):
+            found = load(config, services)
     except ConfigErrors as e:
         errors = [
             {"file": x.file, "line": x.line, "what": x.what, "why": x.why, "fix": x.fix}

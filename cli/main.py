@@ -14,9 +14,24 @@ from typing import NoReturn
 
 import click
 
-from shunt.cli import backend, config, doctor, flow, host, monitor, program, service, status
+from shunt.cli import (
+    backend,
+    bpf,
+    config,
+    debuginfo,
+    doctor,
+    flow,
+    host,
+    maglev,
+    metrics,
+    monitor,
+    program,
+    service,
+    status,
+    top,
+)
 from shunt.cli.client import Refused, Unreachable
-from shunt.cli.options import Group
+from shunt.cli.options import Group, ReaderGone
 from shunt.cli.render import print_error, print_errors
 from shunt.lb.errors import ShuntError
 
@@ -55,9 +70,14 @@ for command in (
     flow.flow,
     flow.nat,
     monitor.monitor,
+    metrics.metrics,
+    top.top,
+    maglev.maglev,
+    bpf.bpf,
     config.config,
     program.program,
     doctor.doctor,
+    debuginfo.debuginfo,
     host.decap,
     host.cleanup,
 ):
@@ -107,7 +127,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except ShuntError as e:
         print_error(e)
         return WRONG
-    except BrokenPipeError:  # `shunt flow list | head`
+    except (BrokenPipeError, ReaderGone):
         _discard_output()
         return OK
     return code if isinstance(code, int) else OK
