@@ -23,7 +23,7 @@ from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import lines_for
 from shunt.lb.model import Limits, Settings
-from shunt.xdp import resize
+from shunt.xdp import hooks, resize
 
 OBJECT = Path(__file__).parent / "lb.bpf.o"
 PROGRAM = "shunt_lb"
@@ -176,6 +176,7 @@ class Datapath:
         pins.mkdir(parents=True, exist_ok=True)
         with Netlink() as netlink:
             found = {name: netlink.link(name) for name in wanted}
+        hooks.install(self._loaded, self.bpffs)
         fd = self._loaded.programs[PROGRAM].fd
         for name, link in found.items():
             self._attach_one(name, link.ifindex, fd, mode)
@@ -299,6 +300,7 @@ def cleanup(bpffs: Path) -> list[str]:
                 remove(path)
                 removed.append(str(path))
             directory.rmdir()
+    removed += hooks.cleanup(bpffs)
     if bpffs.is_dir() and not any(bpffs.iterdir()):
         bpffs.rmdir()
     return removed
