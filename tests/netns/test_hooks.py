@@ -19,11 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.shunt_host import NAT, WEB, Host, refused
+from shunt.kern.maps import Map
+from shunt.kern.program_array import ProgramArray
+from shunt.xdp import hooks
+from tests.netns.shunt_host import CLIENT, NAT, SETTINGS, WEB, Host, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTRY = ROOT / "examples/country.bpf.o"
 DROPS, ANSWERS = (ROOT / f"tests/packets/hook_{name}.bpf.o" for name in ("drops", "answers"))
+MARKS = ROOT / "tests/netns/marks.bpf.o"
+SO_RCVMARK = 75  # asm-generic/socket.h
 CLIENTS = ("192.0.2.9", "192.0.2.200", "198.51.100.9")
 
 
@@ -53,11 +58,11 @@ def example(host: Host, *argv: str) -> str:
     ).stdout  # fmt: skip
 
 
-def send(host: Host, client: str, count: int = 1, port: int = 53) -> None:
+def send(host: Host, client: str, count: int = 1, port: int = 53, to: str = WEB) -> None:
     with host.outside.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.bind((client, 0))
         for _ in range(count):
-            sender.sendto(b"question", (WEB, port))
+            sender.sendto(b"question", (to, port))
 
 
 def reasons(host: Host) -> dict[str, int]:
@@ -145,6 +150,64 @@ def test_a_client_whose_hook_passes_is_served(started: Host) -> None:
         client.connect((NAT, 80))
     assert answers(host, "pre-lb")["passed"] >= 2
     assert answers(host, "post-lb")["passed"] >= 2
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_a_mark_reaches_the_stack(own: Host, mode: str) -> None:
+    """By way of the metadata and a TC program, to a socket of this host."""
+    host = own
+    host.config.write_text(json.dumps({**SETTINGS, "xdp": mode}))
+    host.start()
+    hook(host, "load", str(ANSWERS), "--at", "pre-lb")
+    host.here.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
+    host.here.run(
+        *("tc", "filter", "add", "dev", "eth0", "ingress", "bpf", "direct-action"),
+        *("object-file", str(MARKS), "section", "tc"),
+    )
+    for port, mark in ((82, 7), (80, 0)):
+        with (
+            host.here.inside(),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        ):
+            receiver.bind(("10.9.0.1", port))
+            receiver.settimeout(15)
+            receiver.setsockopt(socket.SOL_SOCKET, SO_RCVMARK, 1)
+            send(host, CLIENT, 1, port, "10.9.0.1")
+            _, ancillary, _, _ = receiver.recvmsg(100, socket.CMSG_SPACE(4))
+        assert [int.from_bytes(data, sys.byteorder) for _, _, data in ancillary] == [mark]
+    assert answers(host, "hook_answers")["passed"] >= 1
+
+
+def test_what_a_crash_left_undone_is_done_by_the_next_start(started: Host) -> None:
+    host = started
+    hook(host, "load", str(ANSWERS), "--at", "post-lb", "--name", "late")
+    maps = Map.pinned(host.bpffs / "maps" / "hooks")
+    array = ProgramArray(maps.fd)
+    for slot in range(4):  # the entry, and the hook's own: as if it had only been pinned
+        array.clear(slot)
+    host.json("program", "swap")
+    before = answers(host, "late")["passed"]
+    send(host, CLIENTS[0])
+    host.until(lambda: answers(host, "late")["passed"] > before, "is in force again")
+    # And the other way round: what is in a slot and pinned nowhere goes.
+    hooks.remove_tree(host.bpffs / "hooks" / "post-lb")
+    host.json("program", "swap")
+    assert array.get(0) == array.get(3) == 0
+    maps.close()
+
+
+def test_a_hook_of_maps_that_are_gone_is_removed(started: Host) -> None:
+    host = started
+    hook(host, "load", str(DROPS), "--at", "pre-lb")
+    assert host.process is not None
+    host.process.stop()
+    for pinned in (*(host.bpffs / "links").iterdir(), *(host.bpffs / "maps").iterdir()):
+        pinned.unlink()
+    host.start()
+    assert "belongs to maps that are gone" in host.log.read_text()
+    assert hook(host, "list") == []
+    send(host, CLIENTS[0])
+    host.until(lambda: reasons(host).get("SENT_TO_BACKEND", 0) >= 1, "balances")
 
 
 def test_what_is_refused_changes_nothing(started: Host, tmp_path: Path) -> None:
