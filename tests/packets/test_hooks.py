@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -31,6 +32,12 @@ CLIENT, VIP, BACKEND = "192.0.2.1", "203.0.113.1", "10.0.0.1"
 SLOT_ENTRY = 0
 
 Load = Callable[..., Path]
+
+
+@pytest.fixture
+def lb() -> Iterator[Balancer]:
+    with Balancer(hooks=True) as balancer:
+        yield balancer
 
 
 @pytest.fixture
@@ -205,10 +212,33 @@ def test_what_does_more_than_it_may_is_refused(
     assert ProgramArray(lb.map("hooks").fd).get(SLOT_ENTRY) == 0
 
 
+def need_compiler() -> None:
+    if not (found := features.hook_compiler()).present:
+        pytest.skip(f"needs hook_compiler: {found.why}")
+
+
+def test_what_bcc_compiles_is_held_to_the_same(
+    lb: Balancer, load: Load, pins: Path, tmp_path: Path
+) -> None:
+    need_compiler()
+    for name, what in (("redirects", "calls bpf_redirect"), ("strays", "the kernel refused")):
+        with pytest.raises(ShuntError, match=what):
+            load(HERE / f"hook_{name}.bpf.c", Position.POST_LB)
+        remove_tree(pins / "post-lb")
+    wrong = tmp_path / "wrong.c"
+    for text, why in (("int hook(void) { it }", r"wrong.c:\d+"), ("int other;", "hook")):
+        wrong.write_text(f'#include "shunt_hook.h"\n{text}\n')
+        with pytest.raises(ShuntError, match="bcc cannot compile") as caught:
+            compile_with_bcc(wrong, tmp_path)
+        assert re.search(why, caught.value.why)
+    load(HERE / "hook_drops.bpf.c")
+    assert lb.run(tcp(CLIENT, VIP)).said == (XDP_DROP, {Reason.DROP_HOOK: 1})
+
+
 @pytest.mark.parametrize("suffix", [".o", ".c"])
 def test_the_example_counts_by_country(lb: Balancer, load: Load, pins: Path, suffix: str) -> None:
-    if suffix == ".c" and not (found := features.hook_compiler()).present:
-        pytest.skip(f"needs hook_compiler: {found.why}")
+    if suffix == ".c":
+        need_compiler()
     place = load(EXAMPLES / f"country.bpf{suffix}")
     with RawMap(place / "prefixes") as prefixes, RawMap(place / "countries") as countries:
         for length, network, country in ((96 + 24, CLIENT, 5), (32, "2001:db8::", 7)):

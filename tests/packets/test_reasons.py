@@ -176,7 +176,7 @@ def nat_without_an_address_of_our_own(make_lb: MakeLb) -> Out:
 
 @shows("DROP_HOOK")
 def a_hook_says_so(make_lb: MakeLb) -> Out:
-    lb = make_lb()
+    lb = make_lb(hooks=True)
     with hooked(lb, HOOKS / "hook_drops.bpf.o"):
         return lb.run(tcp(CLIENT, VIP))
 
