@@ -176,7 +176,6 @@ class Datapath:
         pins.mkdir(parents=True, exist_ok=True)
         with Netlink() as netlink:
             found = {name: netlink.link(name) for name in wanted}
-        hooks.install(self._loaded, self.bpffs)
         fd = self._loaded.programs[PROGRAM].fd
         for name, link in found.items():
             self._attach_one(name, link.ifindex, fd, mode)
@@ -185,6 +184,8 @@ class Datapath:
             if path.name not in kept:
                 detach_pin(path)
         self.modes = {name: self.modes[name] for name in wanted}
+        # Until here packets that hooks see have gone through the programs and maps before.
+        hooks.install(self._loaded, self.bpffs)
         self._replace_outgrown()
 
     def _attach_one(self, name: str, ifindex: int, prog_fd: int, mode: str) -> None:
