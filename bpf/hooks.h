@@ -102,18 +102,58 @@ static __noinline void write_mark(struct xdp_md *ctx, __u32 mark)
 		*meta = mark;
 }
 
-static __always_inline int leave_marked(struct xdp_md *ctx, struct hook_state *state)
+/* The rest are functions of their own, since beside decide() there is no room on the stack (6.1:
+ * "combined stack size of 3 calls is 544. Too large"). */
+
+/* Whether the hook before balancing lets the packet pass, or there is none. */
+static __noinline bool passes_pre_lb(void)
 {
-	struct verdict v = {
+	struct hook_view *view = find_view();
+	struct hook_state *state = find_state();
+
+	return view && state && !take_answer(view, state, HOOK_POSITION_PRE);
+}
+
+static __noinline int show_verdict(struct xdp_md *ctx, const struct verdict *v)
+{
+	struct hook_view *view = find_view();
+	struct hook_state *state = find_state();
+
+	if (!view || !state)
+		return 0;
+	state->action = view->action = v->action;
+	state->reason = view->reason = v->reason;
+	state->svc = view->svc = v->svc;
+	state->backend = view->backend = v->backend;
+	view->mark = state->mark;
+	view->post_lb = 1;
+	capture(ctx, view);
+	return 0;
+}
+
+static __noinline int leave_as_shown(struct xdp_md *ctx)
+{
+	struct hook_state *state = find_state();
+	struct verdict v;
+
+	if (!state)
+		return leave(ctx, verdict(XDP_DROP, REASON_DROP_BAD_TABLE), 0);
+	v = (struct verdict){
 		.action = state->action,
 		.reason = state->reason,
 		.svc = state->svc,
 		.backend = state->backend,
 	};
-
 	if (v.action == XDP_PASS && state->mark)
 		write_mark(ctx, state->mark);
 	return leave(ctx, v, state->len);
+}
+
+static __noinline int leave_by_hook(struct xdp_md *ctx)
+{
+	struct hook_state *state = find_state();
+
+	return leave(ctx, verdict(XDP_DROP, REASON_DROP_HOOK), state ? state->len : 0);
 }
 
 #endif

@@ -173,24 +173,14 @@ int shunt_hook_enter(struct xdp_md *ctx)
 SEC("xdp")
 int shunt_hook_bal(struct xdp_md *ctx)
 {
-	struct hook_view *view = find_view();
-	struct hook_state *state = find_state();
 	struct verdict v;
 
-	if (!view || !state)
-		return leave(ctx, verdict(XDP_DROP, REASON_DROP_BAD_TABLE), 0);
-	if (take_answer(view, state, HOOK_POSITION_PRE))
-		return leave(ctx, verdict(XDP_DROP, REASON_DROP_HOOK), state->len);
+	if (!passes_pre_lb())
+		return leave_by_hook(ctx);
 	v = decide(ctx);
-	state->action = view->action = v.action;
-	state->reason = view->reason = v.reason;
-	state->svc = view->svc = v.svc;
-	state->backend = view->backend = v.backend;
-	view->mark = state->mark;
-	view->post_lb = 1;
-	capture(ctx, view);
+	show_verdict(ctx, &v);
 	bpf_tail_call_static(ctx, &hooks, HOOK_POST_LB);
-	return leave_marked(ctx, state);
+	return leave_as_shown(ctx);
 }
 
 SEC("xdp")
@@ -199,13 +189,11 @@ int shunt_hook_exit(struct xdp_md *ctx)
 	struct hook_view *view = find_view();
 	struct hook_state *state = find_state();
 
-	if (!view || !state)
-		return leave(ctx, verdict(XDP_DROP, REASON_DROP_BAD_TABLE), 0);
-	if (take_answer(view, state, HOOK_POSITION_POST)) {
+	if (view && state && take_answer(view, state, HOOK_POSITION_POST)) {
 		state->action = XDP_DROP;
 		state->reason = REASON_DROP_HOOK;
 	}
-	return leave_marked(ctx, state);
+	return leave_as_shown(ctx);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
