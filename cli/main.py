@@ -21,6 +21,7 @@ from shunt.cli import (
     debuginfo,
     doctor,
     flow,
+    hook,
     host,
     maglev,
     metrics,
@@ -78,6 +79,7 @@ for command in (
     program.program,
     doctor.doctor,
     debuginfo.debuginfo,
+    hook.hook,
     host.decap,
     host.cleanup,
 ):

@@ -241,7 +241,7 @@ def spec_of_fd(fd: int) -> MapSpec:
     info = libbpf.MapInfo()
     libbpf.info_by_fd(fd, info)
     name = info.name.decode()
-    if info.type == libbpf.MAP_RINGBUF:
+    if info.type in (libbpf.MAP_RINGBUF, libbpf.MAP_PROG_ARRAY):
         nothing = np.dtype([])
         return MapSpec(name, info.type, nothing, nothing, info.max_entries, info.map_flags)
     if not info.btf_id:

@@ -23,7 +23,7 @@ from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import lines_for
 from shunt.lb.model import Limits, Settings
-from shunt.xdp import resize
+from shunt.xdp import hooks, resize
 
 OBJECT = Path(__file__).parent / "lb.bpf.o"
 PROGRAM = "shunt_lb"
@@ -184,6 +184,8 @@ class Datapath:
             if path.name not in kept:
                 detach_pin(path)
         self.modes = {name: self.modes[name] for name in wanted}
+        # Until here packets that hooks see have gone through the programs and maps before.
+        hooks.install(self._loaded, self.bpffs)
         self._replace_outgrown()
 
     def _attach_one(self, name: str, ifindex: int, prog_fd: int, mode: str) -> None:
@@ -299,6 +301,7 @@ def cleanup(bpffs: Path) -> list[str]:
                 remove(path)
                 removed.append(str(path))
             directory.rmdir()
+    removed += hooks.cleanup(bpffs)
     if bpffs.is_dir() and not any(bpffs.iterdir()):
         bpffs.rmdir()
     return removed
