@@ -75,6 +75,21 @@ build/stamp/extension: $(wildcard setup.py lb/*.c lb/*.h kern/*.c bpf/*.h) build
 	fi
 	@touch $@
 
+.PHONY: stage
+stage: build ## collect what `make install` copies, in build/stage
+	@$(AS_OWNER) tools/stage
+
+# The scripts read DESTDIR, PREFIX and SYSCONFDIR; a default stands in tools/installed.
+export DESTDIR PREFIX SYSCONFDIR PURGE
+
+.PHONY: install
+install: stage ## install below DESTDIR and PREFIX (/usr/local); no compiler is needed there
+	@tools/install
+
+.PHONY: uninstall
+uninstall: ## remove that again; PURGE=yes: configuration, and what is in the kernel, too
+	@tools/uninstall
+
 .PHONY: lint
 lint: venv ## ruff, mypy and clang-format
 	$(AS_OWNER) build/venv/bin/ruff check --quiet .
