@@ -134,6 +134,11 @@ test-kernels: need-root build ## packet and kernel tests on Debian's 6.1 and 6.1
 	@tools/deps requirements/debian.txt requirements/debian-kernels.txt
 	@$(UNCACHED) -m tests.kernels.run $(ARGS)
 
+.PHONY: test-systemd
+test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn machine, with traffic (root)
+	@tools/deps requirements/debian.txt requirements/debian-systemd.txt
+	$(PYTEST) tests/e2e $(ARGS)
+
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet
 perf-packet: need-root build ## nanoseconds a packet, to perf/results/packet.json (root)
