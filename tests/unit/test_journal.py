@@ -120,6 +120,11 @@ def test_message_ids_are_ids_and_differ() -> None:
     assert all(re.fullmatch("[0-9a-f]{32}", event) for event in Event)
 
 
+def test_the_documents_name_every_event() -> None:
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    assert [event.name for event in Event if f"`{event}`" not in text] == []
+
+
 def test_on_a_terminal_or_in_a_file_lines_stay_human(tmp_path: Path) -> None:
     """The environment of a service reaches also what writes elsewhere: the stream decides."""
     code = (
