@@ -140,7 +140,11 @@ def test_it_forwards_and_systemd_knows_it(scene: Scene) -> None:
     # There is neither compiler nor checkout behind it.
     assert scene.machine.run("which", "clang", "gcc", "cc", "pip", check=False) == ""
     objects = scene.machine.shell("ls /usr/local/lib/shunt/shunt/xdp/*.bpf.o").split()
-    assert [Path(path).name for path in objects] == ["decap.bpf.o", "lb.bpf.o"]
+    built = (source.with_suffix(".o").name for source in (ROOT / "xdp").glob("*.bpf.c"))
+    assert [Path(path).name for path in objects] == sorted(built)
+    assert [
+        r["MESSAGE"] for r in scene.records("PRIORITY=6") if "not counted" in r["MESSAGE"]
+    ] == []
 
 
 def test_the_daemon_has_what_is_declared_and_no_more(scene: Scene) -> None:
