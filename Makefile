@@ -75,6 +75,21 @@ build/stamp/extension: $(wildcard setup.py lb/*.c lb/*.h kern/*.c bpf/*.h xdp/*.
 	fi
 	@touch $@
 
+.PHONY: stage
+stage: build ## collect what `make install` copies, in build/stage
+	@$(AS_OWNER) tools/stage
+
+# The scripts read DESTDIR, PREFIX and SYSCONFDIR; a default stands in tools/installed.
+export DESTDIR PREFIX SYSCONFDIR PURGE
+
+.PHONY: install
+install: stage ## install below DESTDIR and PREFIX (/usr/local); no compiler is needed there
+	@tools/install
+
+.PHONY: uninstall
+uninstall: ## remove that again; PURGE=yes: configuration, and what is in the kernel, too
+	@tools/uninstall
+
 .PHONY: lint
 lint: venv ## ruff, mypy and clang-format
 	$(AS_OWNER) build/venv/bin/ruff check --quiet .
@@ -118,6 +133,11 @@ demo: need-root build ## the lab, live; ARGS=--stay keeps it up (root)
 test-kernels: need-root build ## packet and kernel tests on Debian's 6.1 and 6.12 kernels, in QEMU (root)
 	@tools/deps requirements/debian.txt requirements/debian-kernels.txt
 	@$(UNCACHED) -m tests.kernels.run $(ARGS)
+
+.PHONY: test-systemd
+test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn machine, with traffic (root)
+	@tools/deps requirements/debian.txt requirements/debian-systemd.txt
+	$(PYTEST) tests/e2e $(ARGS)
 
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet

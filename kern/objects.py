@@ -156,7 +156,8 @@ class Object:
 
         Raises: ShuntError that lists each difference; the existing map is untouched.
         """
-        want, have = self.spec(name), spec_of_fd(fd)
+        want = self.spec(name)
+        have = spec_of_fd(fd, want)
         found = unlike(want, have)
         if want.entries != have.entries:
             found.append(f"entries: {have.entries} there, {want.entries} here")
