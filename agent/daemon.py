@@ -60,7 +60,13 @@ class Daemon:
             stack.enter_context(only_one(self.bpffs))
             remove_stale(self.run_dir / "shunt.sock")  # before anything is attached
             watch = stack.enter_context(Watch(self.source.paths()))
-            self.node.start(self.source.load())
+            began = time.monotonic()
+            configuration = self.source.load()
+            read = time.monotonic()
+            self.node.start(configuration)
+            del configuration
+            self.node.counts.read_s = read - began
+            self.node.counts.first_apply_s = time.monotonic() - read
             self.node.observing.start_tracing()
             samples = Samples(self.node.datapath.maps["samples"].fd)
             stack.callback(samples.close)
@@ -74,9 +80,11 @@ class Daemon:
             loop.add_signal_handler(signal.SIGHUP, self._reload.set)
             notify("READY=1")
             log.info(
-                "in force: generation %d, %d services",
+                "in force: generation %d, %d services; read in %.2f s, applied in %.2f s",
                 self.node.generation,
                 len(self.node.want),
+                self.node.counts.read_s,
+                self.node.counts.first_apply_s,
             )
             await self._until_stopped()
             notify("STOPPING=1")
