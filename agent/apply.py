@@ -90,17 +90,21 @@ class Applier:
 
     @do.register
     def _(self, write: writes.WriteRegion) -> None:
-        where = slice(write.first, write.first + len(write.words))
-        self.tables.restarts[where] = 0
-        # What is zero stays untouched: slots that never moved need no memory for when they did.
-        if write.changed.any() or self.tables.changed[where].any():
-            self.tables.changed[where] = write.changed
-        self.tables.words[where] = write.words
+        self._write_region(write.first, write.words, write.changed)
 
     @do.register
     def _(self, write: writes.NewRegion) -> None:
-        nothing = np.broadcast_to(np.uint64(0), len(write.index))
-        self.do(writes.WriteRegion(write.first, write.words, nothing))
+        self._write_region(write.first, write.words, None)
+
+    def _write_region(self, first: int, words: slot.Words, changed: slot.Times | None) -> None:
+        where = slice(first, first + len(words))
+        self.tables.restarts[where] = 0
+        # What is zero stays untouched: slots that never moved need no memory for when they did.
+        if changed is not None:
+            self.tables.changed[where] = changed
+        elif self.tables.changed[where].any():
+            self.tables.changed[where] = 0
+        self.tables.words[where] = words
 
     @do.register
     def _(self, write: writes.PatchSlots) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from shunt.agent.sources.file import ConfigErrors, FileSource
 from shunt.agent.unix_socket import remove_stale
 from shunt.kern.features import check_host, ensure_bpffs
 from shunt.kern.inotify import Watch
+from shunt.kern.memory import trim
 from shunt.lb.errors import ShuntError
 
 log = logging.getLogger("shunt")
@@ -60,13 +62,7 @@ class Daemon:
             stack.enter_context(only_one(self.bpffs))
             remove_stale(self.run_dir / "shunt.sock")  # before anything is attached
             watch = stack.enter_context(Watch(self.source.paths()))
-            began = time.monotonic()
-            configuration = self.source.load()
-            read = time.monotonic()
-            self.node.start(configuration)
-            del configuration
-            self.node.counts.read_s = read - began
-            self.node.counts.first_apply_s = time.monotonic() - read
+            self._start()
             self.node.observing.start_tracing()
             samples = Samples(self.node.datapath.maps["samples"].fd)
             stack.callback(samples.close)
@@ -91,6 +87,21 @@ class Daemon:
             await self.metrics.close()
             await api.close()
             await self.node.close()
+
+    def _start(self) -> None:
+        """Read the files, and bring what they say in force."""
+        # All that is made now stays. Looking through it again and again, now and later, would take
+        # as long as the rest does, and hold up the event loop for it.
+        gc.disable()
+        began = time.monotonic()
+        configuration = self.source.load()
+        read = time.monotonic()
+        self.node.start(configuration)
+        self.node.counts.first_apply_s = time.monotonic() - read
+        self.node.counts.read_s = read - began
+        trim()
+        gc.freeze()
+        gc.enable()
 
     async def _until_stopped(self) -> None:
         tasks = [asyncio.create_task(self._scanning()), asyncio.create_task(self._reloading())]

@@ -94,13 +94,13 @@ class Routes:
         """The answer for each address. One that did not come is an Answer with an error."""
         self._known.clear()
         self._equal.clear()
-        told: set[IPAddress] = set()
+        told: list[IPAddress] = []  # of those asked together
         at = 0
         try:
             for at in range(0, len(addresses), AT_ONCE):
                 told.clear()
                 for address, answer in self._ask(addresses[at : at + AT_ONCE]):
-                    told.add(address)
+                    told.append(address)
                     yield address, answer
         except OSError as error:
             self._socket.close()  # what still comes would answer other questions
