@@ -145,7 +145,8 @@ class Daemon:
                 self.node.errors = []
                 await self._observe()
                 return
-            self.node.configure(configuration)
+            for _ in self.node.configuring(configuration):
+                await asyncio.sleep(0)
         except ConfigErrors as e:
             in_force = f"the running configuration (generation {self.node.generation})"
             self._refuse([error.text(f"{in_force} is still in force") for error in e.errors])

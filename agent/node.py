@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,8 @@ from shunt.xdp.attach import Datapath
 log = logging.getLogger("shunt")
 
 WEIGHT_MAX = 65535
+# So many services are changed before others on the event loop get a turn.
+BATCH = 50
 
 
 @dataclass
@@ -125,21 +127,32 @@ class Node:
 
         Raises: ShuntError if it cannot be; the one before stays in force.
         """
+        for _ in self.configuring(configuration):
+            pass
+
+    def configuring(self, configuration: Configuration) -> Iterator[None]:
+        """The same, with pauses in which others on the event loop may have a turn.
+
+        Until the last one some services are as before. To be gone through before another begins.
+
+        Raises: as `configure`.
+        """
         before = self.configuration
         if before is not None:
             self._check_change(before, configuration)
         try:
-            self._put(configuration)
+            yield from self._put(configuration)
         except ShuntError:
             if before is not None:
-                self._put(before)
+                for _ in self._put(before):
+                    pass
             self.configuration = before
             raise
         self.generation += 1
         self.tables.meta["generation"][0] = self.generation
         self.errors = []
 
-    def _put(self, configuration: Configuration) -> None:
+    def _put(self, configuration: Configuration) -> Iterator[None]:
         before, self.configuration = self.configuration, configuration
         self._services = {service.name: service for service in configuration.services}
         settings = configuration.settings
@@ -149,16 +162,33 @@ class Node:
         names: set[str] | None = None
         if before is not None and not self._unsure:
             names = differing(before.services, configuration.services)
-        self._unsure = True  # until all of it is: after an error everything is looked at
-        self.upkeep.watch(self._services, names)
-        self.upkeep.wire(None if names is None else ())
-        self.reconcile(names and [target_name(name, p) for name in names for p in Protocol])
+        self._unsure = True  # until all of it is in force: after an error everything is looked at
+        for some in [None] if names is None else self._batches(names):
+            self.upkeep.watch(self._services, some)
+            self.upkeep.wire(None if some is None else ())
+            self.reconcile(some and [target_name(name, p) for name in some for p in Protocol])
+            if not changed:  # a program that was loaded is attached before anything else happens
+                yield
         self._unsure = False
         uses_nat = any(s.mode is Mode.NAT for s in configuration.services)
         last = settings.nat_port_max if uses_nat else settings.nat_port_min - 1
         sync_ports(self.tables, range(settings.nat_port_min, last + 1))
         if changed:
             self.datapath.attach(settings.interfaces, settings.xdp_mode)
+
+    def _batches(self, names: set[str]) -> list[list[str]]:
+        """Services to be changed together: first all between which a frontend moves."""
+        t = self.tables
+        together: set[str] = set()
+        for name in names & self._services.keys():
+            for frontend in self._services[name].frontends():
+                place = t.placed.get(target_name(name, frontend.protocol))
+                svc = t.frontends.get(frontend)
+                if svc and (place is None or place.svc != svc):
+                    together |= {name, t.name_of(svc).rpartition("/")[0]}
+        rest = sorted(names - together)
+        batches = [rest[at : at + BATCH] for at in range(0, len(rest), BATCH)]
+        return [sorted(together), *batches] if together else batches
 
     def _check_change(self, before: Configuration, after: Configuration) -> None:
         for name in ("limits", "hash_seed", "xdp_mode"):
