@@ -251,7 +251,9 @@ class NextHops:
             self._neighbours.pop(key, None)
             self._dirty |= users
             return []
-        self._neighbours[key] = neighbour
+        before, self._neighbours[key] = self._neighbours.get(key), neighbour
+        if before is not None and before.usable_mac == neighbour.usable_mac:
+            return []  # as it does every half minute, for each backend behind a gateway
         made: dict[int, tuple[NextHop, NextHop]] = {}
         return [a for a in sorted(users, key=int) if self._put(a, neighbour, made)]
 
