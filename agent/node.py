@@ -177,14 +177,21 @@ class Node:
             self.datapath.attach(settings.interfaces, settings.xdp_mode)
 
     def _batches(self, names: set[str]) -> list[list[str]]:
-        """Services to be changed together: first all between which a frontend moves."""
+        """Services to be changed together: first all between which a frontend moves.
+
+        And those whose change may be refused: then nothing has changed.
+        """
         t = self.tables
         together: set[str] = set()
         for name in names & self._services.keys():
+            for place in (t.placed[n] for n in self._targets_of(name) if n in t.placed):
+                by_client = bool(t.svc["flags"][place.svc] & t.svc_flag["HASH_CLIENT"])
+                if by_client is not (self._services[name].hash_by == "client"):
+                    together.add(name)
             for frontend in self._services[name].frontends():
-                place = t.placed.get(target_name(name, frontend.protocol))
+                own = t.placed.get(target_name(name, frontend.protocol))
                 svc = t.frontends.get(frontend)
-                if svc and (place is None or place.svc != svc):
+                if svc and (own is None or own.svc != svc):
                     together |= {name, t.name_of(svc).rpartition("/")[0]}
         rest = sorted(names - together)
         batches = [rest[at : at + BATCH] for at in range(0, len(rest), BATCH)]
