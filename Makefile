@@ -145,6 +145,11 @@ perf-packet: need-root build ## nanoseconds a packet, to perf/results/packet.jso
 	$(UNCACHED) -m perf.packet $(ARGS)
 	@tools/give-back perf/results
 
+.PHONY: perf-scale
+perf-scale: need-root build ## the daemon with 10,000 services, to perf/results/scale.json (root)
+	$(UNCACHED) -m perf.scale $(ARGS)
+	@tools/give-back perf/results
+
 .PHONY: perf-maglev
 perf-maglev: build ## balance and disruption of Maglev, to perf/results/maglev_paper.*
 	$(AS_OWNER) $(PYTHON) -m perf.maglev_paper $(ARGS)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import singledispatchmethod
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 
-from shunt.agent import options, plan
+from shunt.agent import options, writes
 from shunt.agent.tables import REGION_LOG2_BITS, Placed, Tables
 from shunt.kern.rcu import synchronize
 from shunt.lb import slots as slot
@@ -30,15 +32,21 @@ class Applier:
     ) -> None:
         self.tables, self.clock, self.nexthop_of, self.grace = tables, clock, nexthop_of, grace
 
-    def apply(self, writes: Iterable[plan.Write]) -> int:
+    def apply(self, plan: Iterable[writes.Write]) -> int:
         """Do them all; returns how many there were.
 
         Raises: ShuntError, OSError from a map. What was written before stays, and is safe.
         """
         n = 0
-        for write in writes:
-            self.do(write)
-            n += 1
+        do = self.do  # bound once: that costs as much as a write
+        for kind, alike in groupby(plan, type):
+            some: list[Any] = list(alike)
+            if kind is writes.PutBackend:
+                self._put_backends(some)
+            else:
+                for write in some:
+                    do(write)
+            n += len(some)
         return n
 
     @singledispatchmethod
@@ -47,7 +55,7 @@ class Applier:
         raise TypeError(f"not a write: {write!r}")
 
     @do.register
-    def _(self, write: plan.NameService) -> None:
+    def _(self, write: writes.NameService) -> None:
         names = self.tables.maps["names"]
         value = names.new_values(1)[0]
         value["name"] = write.name.encode()
@@ -56,39 +64,57 @@ class Applier:
         self.tables.placed[write.name] = Placed(write.svc, write.name)
 
     @do.register
-    def _(self, write: plan.PutBackend) -> None:
-        records, i = self.tables.backends, write.id
-        records["flags"][i] = 0
-        records["addr"][i] = np.frombuffer(mapped(write.endpoint.address), np.uint8)
-        records["nexthop"][i] = self.nexthop_of(write.endpoint.address)
-        records["svc"][i] = write.svc
-        records["port"][i] = write.endpoint.port
-        records["weight"][i] = write.weight
-        records["flags"][i] = write.flags  # last: it makes the rest valid
-        self.tables.backend_stats[:, i] = 0
-        self.tables.placed[write.name].backends[write.endpoint] = i
+    def _(self, write: writes.PutBackend) -> None:
+        self._put_backends([write])
+
+    def _put_backends(self, some: Sequence[writes.PutBackend]) -> None:
+        """Nothing refers to them yet, so those that follow each other are written together."""
+        records, ids = self.tables.backends, np.array([w.id for w in some], np.intp)
+        addresses = [write.endpoint.address for write in some]
+        raw = b"".join(map(mapped, addresses))
+        records["flags"][ids] = 0
+        records["addr"][ids] = np.frombuffer(raw, np.uint8).reshape(-1, 16)
+        records["nexthop"][ids] = [self.nexthop_of(address) for address in addresses]
+        records["svc"][ids] = [write.svc for write in some]
+        records["port"][ids] = [write.endpoint.port for write in some]
+        records["weight"][ids] = [write.weight for write in some]
+        records["flags"][ids] = [write.flags for write in some]  # last: it makes the rest valid
+        self.tables.backend_stats[:, ids] = 0
+        for write in some:
+            self.tables.placed[write.name].backends[write.endpoint] = write.id
 
     @do.register
-    def _(self, write: plan.SetBackend) -> None:
+    def _(self, write: writes.SetBackend) -> None:
         self.tables.backends["weight"][write.id] = write.weight
         self.tables.backends["flags"][write.id] = write.flags
 
     @do.register
-    def _(self, write: plan.WriteRegion) -> None:
-        where = slice(write.first, write.first + len(write.words))
-        self.tables.restarts[where] = 0
-        self.tables.changed[where] = write.changed
-        self.tables.words[where] = write.words
+    def _(self, write: writes.WriteRegion) -> None:
+        self._write_region(write.first, write.words, write.changed)
 
     @do.register
-    def _(self, write: plan.PatchSlots) -> None:
+    def _(self, write: writes.NewRegion) -> None:
+        self._write_region(write.first, write.words, None)
+
+    def _write_region(self, first: int, words: slot.Words, changed: slot.Times | None) -> None:
+        where = slice(first, first + len(words))
+        self.tables.restarts[where] = 0
+        # What is zero stays untouched: slots that never moved need no memory for when they did.
+        if changed is not None:
+            self.tables.changed[where] = changed
+        elif self.tables.changed[where].any():
+            self.tables.changed[where] = 0
+        self.tables.words[where] = words
+
+    @do.register
+    def _(self, write: writes.PatchSlots) -> None:
         index = self.tables.placed[write.name].first + write.index
         self.tables.changed[index] = write.now_ns
         self.tables.words[index] = write.words
         self._note_unsettled(self.tables.placed[write.name])
 
     @do.register
-    def _(self, write: plan.PutService) -> None:
+    def _(self, write: writes.PutService) -> None:
         record, i = self.tables.svc, write.svc
         record["idle_ns"][i] = write.idle_ns
         record["proto"][i] = int(write.protocol)
@@ -116,7 +142,7 @@ class Applier:
             self.tables.unsettled.discard(place.name)
 
     @do.register
-    def _(self, write: plan.PutFrontend) -> None:
+    def _(self, write: writes.PutFrontend) -> None:
         t = self.tables
         t.frontends.put(write.frontend, write.svc)
         if write.replaces:
@@ -128,7 +154,7 @@ class Applier:
         t.placed[write.name].frontends.add(write.frontend)
 
     @do.register
-    def _(self, write: plan.DropFrontend) -> None:
+    def _(self, write: writes.DropFrontend) -> None:
         t = self.tables
         t.frontends.drop(write.frontend)
         if write.name:
@@ -144,12 +170,12 @@ class Applier:
         set_port(self.tables, frontend.protocol, frontend.port)
 
     @do.register
-    def _(self, _write: plan.Grace) -> None:
+    def _(self, _write: writes.Grace) -> None:
         self.grace()
         self.tables.frontends.reap()
 
     @do.register
-    def _(self, write: plan.ClearService) -> None:
+    def _(self, write: writes.ClearService) -> None:
         t = self.tables
         t.svc["mode"][write.svc] = 0
         t.svc["region"][write.svc] = 0
@@ -160,7 +186,7 @@ class Applier:
         t.unsettled.discard(write.name)
 
     @do.register
-    def _(self, write: plan.ClearBackend) -> None:
+    def _(self, write: writes.ClearBackend) -> None:
         self._fold_stats(write.id)
         self.tables.backends["flags"][write.id] = 0
         self.tables.retired_backends[write.id] = self.clock()
@@ -175,7 +201,7 @@ class Applier:
             kept[name][t.backends["svc"][backend]] += gone[name].sum()
 
     @do.register
-    def _(self, write: plan.GiveRegion) -> None:
+    def _(self, write: writes.GiveRegion) -> None:
         t = self.tables
         marked = t.restarts[write.first : write.first + (1 << write.log2)] != 0
         if write.heir and marked.any():

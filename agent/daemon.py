@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from shunt.agent.sources.file import ConfigErrors, FileSource
 from shunt.agent.unix_socket import remove_stale
 from shunt.kern.features import check_host, ensure_bpffs
 from shunt.kern.inotify import Watch
+from shunt.kern.memory import trim
 from shunt.lb.errors import ShuntError
 
 log = logging.getLogger("shunt")
@@ -62,7 +64,7 @@ class Daemon:
             stack.enter_context(only_one(self.bpffs))
             remove_stale(self.run_dir / "shunt.sock")  # before anything is attached
             watch = stack.enter_context(Watch(self.source.paths()))
-            self.node.start(self.source.load())
+            self._start()
             self.node.observing.start_tracing()
             samples = Samples(self.node.datapath.maps["samples"].fd)
             stack.callback(samples.close)
@@ -76,9 +78,11 @@ class Daemon:
             loop.add_signal_handler(signal.SIGHUP, self._reload.set)
             notify("READY=1", self._status())
             log.info(
-                "in force: generation %d, %d services",
+                "in force: generation %d, %d services; read in %.2f s, applied in %.2f s",
                 self.node.generation,
                 len(self.node.want),
+                self.node.counts.read_s,
+                self.node.counts.first_apply_s,
                 extra=about(Event.STARTED, generation=self.node.generation),
             )
             await self._until_stopped()
@@ -92,6 +96,21 @@ class Daemon:
         """One line for `systemctl status`."""
         refused = f"; {len(self.node.errors)} errors, refused" if self.node.errors else ""
         return f"STATUS=generation {self.node.generation} in force{refused}"
+
+    def _start(self) -> None:
+        """Read the files, and bring what they say in force."""
+        # All that is made now stays. Looking through it again and again, now and later, would take
+        # as long as the rest does, and hold up the event loop for it.
+        gc.disable()
+        began = time.monotonic()
+        configuration = self.source.load()
+        read = time.monotonic()
+        self.node.start(configuration)
+        self.node.counts.first_apply_s = time.monotonic() - read
+        self.node.counts.read_s = read - began
+        trim()
+        gc.freeze()
+        gc.enable()
 
     async def _until_stopped(self) -> None:
         loops = self._scanning(), self._reloading(), keep_alive()
@@ -137,7 +156,8 @@ class Daemon:
                 await self._observe()
                 notify(self._status())
                 return
-            self.node.configure(configuration)
+            for _ in self.node.configuring(configuration):
+                await asyncio.sleep(0)
         except ConfigErrors as e:
             in_force = f"the running configuration (generation {self.node.generation})"
             self._refuse([error.text(f"{in_force} is still in force") for error in e.errors])

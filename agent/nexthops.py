@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import errno
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from shunt.kern import neighbours
 from shunt.kern.events import Event, Events, NeighbourChanged, Resync, RouteChanged
 from shunt.kern.neighbours import Neighbour
 from shunt.kern.netlink import Link, Netlink, Route
+from shunt.kern.routes import Answer, Routes
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import IPAddress
 
 # A router that restarts changes many routes at once; they are looked at together.
 COALESCE_S = 0.05
-# So many are resolved (some 0.1 ms each) before others on the event loop get a turn.
-BATCH = 50
+# So many are resolved (some 15 us each) before others on the event loop get a turn.
+BATCH = 200
 # At most this share of the time goes into resolving, however often routes change.
 SHARE = 0.2
 # What the kernel refused for want of room is asked for again.
@@ -117,13 +119,17 @@ class NextHops:
     """The next hops of the wanted addresses, in the network namespace of the thread.
 
     `changed` is called on the event loop with the addresses whose next hop became another one by
-    itself; not for what `want` does, whose caller knows.
+    itself; not for what `want` does, whose caller knows. Where only a neighbour's MAC changed,
+    `macs_changed` is called instead, if given: with one gateway that is every backend's.
     """
 
     def __init__(
-        self, changed: Callable[[list[IPAddress]], None], coalesce_s: float = COALESCE_S
+        self,
+        changed: Callable[[list[IPAddress]], None],
+        coalesce_s: float = COALESCE_S,
+        macs_changed: Callable[[], None] | None = None,
     ) -> None:
-        self._changed, self._coalesce_s = changed, coalesce_s
+        self._changed, self._coalesce_s, self._macs_changed = changed, coalesce_s, macs_changed
         self._netlink = Netlink()
         try:
             # First listen, then look: nothing in between is missed.
@@ -131,8 +137,9 @@ class NextHops:
         except OSError:
             self._netlink.close()
             raise
+        self._routes = Routes()
         self._current: dict[IPAddress, NextHop | ShuntError] = {}
-        self._sorted: dict[int, list[IPAddress]] = {4: [], 6: []}
+        self._sorted: dict[int, list[IPAddress]] | None = None
         self._neighbours: dict[tuple[int, IPAddress], Neighbour | None] = {}
         self._users: dict[tuple[int, IPAddress], set[IPAddress]] = {}
         self._dirty: set[IPAddress] = set()
@@ -161,27 +168,31 @@ class NextHops:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
         self._events.close()
+        self._routes.close()
         self._netlink.close()
 
     def want(self, addresses: Iterable[IPAddress]) -> None:
         """Keep the next hops of these addresses and of no others; new ones are there on return."""
         wanted = set(addresses)
-        for address in self._current.keys() - wanted:
+        self.change(wanted, self._current.keys() - wanted)
+
+    def change(self, new: Iterable[IPAddress], gone: Iterable[IPAddress]) -> None:
+        """Keep the next hops of these too, and of those no longer."""
+        gone = [address for address in gone if address in self._current]
+        for address in gone:
             self._unuse(address)
             self._refused.discard(address)
             del self._current[address]
-        new = wanted - self._current.keys()
-        self._sorted = {
-            version: sorted(a for a in wanted if a.version == version) for version in (4, 6)
-        }
-        links = self._netlink.links() if new else {}
-        for address in new:
-            self._current[address] = self._resolve(address, links)
+        new = [address for address in new if address not in self._current]
+        if new:
+            self._current.update(self._resolve(new, self._netlink.links()))
+        if new or gone:
+            self._sorted = None
         self._release_unused()
 
-    def current(self) -> dict[IPAddress, NextHop | ShuntError]:
+    def current(self) -> Mapping[IPAddress, NextHop | ShuntError]:
         """The next hop of each wanted address, or why it has none."""
-        return dict(self._current)
+        return MappingProxyType(self._current)
 
     def get(self, address: IPAddress) -> NextHop | ShuntError | None:
         """The same for one address; None if it is not wanted."""
@@ -201,7 +212,9 @@ class NextHops:
         changed: list[IPAddress] = []
         for event in self._events.read():
             changed += self._hear(event)
-        if changed:
+        if changed and self._macs_changed is not None:
+            self._macs_changed()
+        elif changed:
             self._changed(changed)
         self._wake()
 
@@ -218,7 +231,7 @@ class NextHops:
     def _hear(self, event: Event) -> list[IPAddress]:
         """Take an event in; whose next hop changed at once. What needs asking becomes dirty."""
         if isinstance(event, RouteChanged):
-            addresses = self._sorted[event.prefix.version]
+            addresses = self._in_order()[event.prefix.version]
             first = bisect_left(addresses, event.prefix.network_address)
             last = bisect_right(addresses, event.prefix.broadcast_address)
             self._dirty.update(addresses[first:last])
@@ -238,15 +251,31 @@ class NextHops:
             self._neighbours.pop(key, None)
             self._dirty |= users
             return []
-        self._neighbours[key] = neighbour
-        return [a for a in sorted(users, key=int) if self._put(a, neighbour)]
+        before, self._neighbours[key] = self._neighbours.get(key), neighbour
+        if before is not None and before.usable_mac == neighbour.usable_mac:
+            return []  # as it does every half minute, for each backend behind a gateway
+        made: dict[int, tuple[NextHop, NextHop]] = {}
+        return [a for a in sorted(users, key=int) if self._put(a, neighbour, made)]
 
-    def _put(self, address: IPAddress, neighbour: Neighbour) -> bool:
-        """A neighbour's new state, for one of its users. True if that changed something."""
+    def _in_order(self) -> dict[int, list[IPAddress]]:
+        if self._sorted is None:
+            ordered = sorted(self._current, key=int)
+            self._sorted = {v: [a for a in ordered if a.version == v] for v in (4, 6)}
+        return self._sorted
+
+    def _put(
+        self, address: IPAddress, neighbour: Neighbour, made: dict[int, tuple[NextHop, NextHop]]
+    ) -> bool:
+        """A neighbour's new state, for one of its users. True if that changed something.
+
+        `made`: what became of each next hop, so that those behind a gateway go on sharing one.
+        """
         before = self._current[address]
         if isinstance(before, ShuntError) or before.dmac == neighbour.usable_mac:
             return False
-        self._current[address] = replace(before, dmac=neighbour.usable_mac)
+        if id(before) not in made:
+            made[id(before)] = before, replace(before, dmac=neighbour.usable_mac)
+        self._current[address] = made[id(before)][1]
         return True
 
     async def _refresh(self) -> None:
@@ -260,28 +289,54 @@ class NextHops:
             todo, self._dirty = self._dirty, set()
             while todo:
                 batch = [todo.pop() for _ in range(min(BATCH, len(todo)))]
-                changed = [address for address in batch if self._again(address, links)]
+                changed = self._again(batch, links)
                 if changed:
                     self._changed(changed)
                 await asyncio.sleep(0)
             self._release_unused()
             pause_s = max(self._coalesce_s, (loop.time() - began) * (1 / SHARE - 1))
 
-    def _again(self, address: IPAddress, links: Mapping[int, Link]) -> bool:
-        before = self._current.get(address)
-        if before is None:  # no longer wanted
-            return False
-        self._unuse(address)
-        after = self._resolve(address, links)
-        self._current[address] = after
-        if isinstance(before, ShuntError) and isinstance(after, ShuntError):
-            return str(before) != str(after)
-        return before != after
+    def _again(self, batch: Iterable[IPAddress], links: Mapping[int, Link]) -> list[IPAddress]:
+        """Resolve these anew; those whose next hop became another one."""
+        wanted = [address for address in batch if address in self._current]
+        for address in wanted:
+            self._unuse(address)
+        changed = []
+        for address, after in self._resolve(wanted, links):
+            before, self._current[address] = self._current[address], after
+            if isinstance(before, ShuntError) and isinstance(after, ShuntError):
+                differs = str(before) != str(after)
+            else:
+                differs = before != after
+            if differs:
+                changed.append(address)
+        return changed
 
-    def _resolve(self, address: IPAddress, links: Mapping[int, Link]) -> NextHop | ShuntError:
+    def _resolve(
+        self, addresses: Sequence[IPAddress], links: Mapping[int, Link]
+    ) -> list[tuple[IPAddress, NextHop | ShuntError]]:
+        """The next hop of each address. Those behind one gateway share one object."""
+        found: list[tuple[IPAddress, NextHop | ShuntError]] = []
+        behind: dict[Answer, NextHop] = {}
+        for address, answer in self._routes.ask(addresses):
+            hop: NextHop | ShuntError | None = behind.get(answer)
+            if isinstance(hop, NextHop):
+                self._users[hop.ifindex, hop.via].add(address)
+            else:
+                hop = self._resolve_one(address, answer, links)
+                if answer.gateway is not None and isinstance(hop, NextHop):
+                    behind[answer] = hop
+            found.append((address, hop))
+        return found
+
+    def _resolve_one(
+        self, address: IPAddress, answer: Answer, links: Mapping[int, Link]
+    ) -> NextHop | ShuntError:
         self._refused.discard(address)
         try:
-            route = self._netlink.resolve(address, links)
+            link = links.get(answer.ifindex) if answer.ordinary else None
+            # What is not a plain route is asked for again, in the form that says why not.
+            route = answer.route(address, link) if link else self._netlink.resolve(address, links)
         except ShuntError as error:
             return error
         except OSError as error:

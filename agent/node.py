@@ -7,39 +7,46 @@ applied as a whole is refused, and what is in force stays.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from shunt.agent.apply import Applier, sync_ports
 from shunt.agent.events import turned
+from shunt.agent.flush import flush
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
 from shunt.agent.observing import Observing
 from shunt.agent.plan import Planner
 from shunt.agent.probe import Prober
-from shunt.agent.probe import Target as ProbeTarget
 from shunt.agent.scan import Scanner
 from shunt.agent.tables import Tables
+from shunt.agent.upkeep import Key, Upkeep, rules_of
 from shunt.agent.wiring import Wiring
-from shunt.kern.flows import backends
+from shunt.agent.writes import ClearBackend
 from shunt.kern.rcu import synchronize
-from shunt.lb.compile import Condition, Endpoint, Target, targets
+from shunt.lb.compile import (
+    Condition,
+    Endpoint,
+    Target,
+    differing,
+    target_name,
+    targets,
+)
 from shunt.lb.errors import ShuntError
-from shunt.lb.health import Health, Result, Rules, Turn
+from shunt.lb.health import Health, Result, Turn
 from shunt.lb.lookup import find_backend, find_service
 from shunt.lb.model import Configuration, IPAddress, Mode, Protocol, Service
 from shunt.xdp.attach import Datapath
 
 log = logging.getLogger("shunt")
 
-Key = tuple[str, Endpoint]  # service name, endpoint
 WEIGHT_MAX = 65535
+# So many services are changed before others on the event loop get a turn.
+BATCH = 50
 
 
 @dataclass
@@ -58,6 +65,8 @@ class Counts:
     refused: int = 0
     writes: int = 0
     apply_s: float = 0.0  # of the last one
+    read_s: float = 0.0  # of the files, at the start
+    first_apply_s: float = 0.0  # from then on until all was in force
     started_s: float = field(default_factory=time.monotonic)
 
 
@@ -75,7 +84,8 @@ class Node:
         self.observing = Observing()
         self.want: dict[str, Target] = {}
         self._gone: set[tuple[str, Endpoint]] = set()
-        self._modes: dict[str, Mode] = {}  # by service
+        self._services: dict[str, Service] = {}  # of the configuration, by name
+        self._unsure = False  # whether what is in force is the configuration before, as a whole
 
     def start(self, configuration: Configuration) -> None:
         """Load, read back what is in force, and bring it to `configuration`; then attach.
@@ -88,8 +98,9 @@ class Node:
         self.planner = Planner(self.tables)
         self.applier = Applier(self.tables, time.monotonic_ns, self.wiring.index_of)
         self.scanner = Scanner(self.tables)
-        self.nexthops = NextHops(self._hops_changed)
+        self.nexthops = NextHops(self._hops_changed, macs_changed=lambda: self.upkeep.wire(()))
         self.prober: Prober[Key] = Prober(self._probed)
+        self.upkeep = Upkeep(self.tables, self.health, self.prober, self.nexthops, self.wiring)
         self.generation = int(self.tables.meta["generation"][0])
         self._recall(configuration)
         self.configure(configuration)
@@ -108,41 +119,84 @@ class Node:
                 if flags & flag.drained or weight:
                     self.wishes[key] = Wish(bool(flags & flag.drained), weight)
                 if service in services and services[service].health:
-                    self.health.watch(key, _rules(services[service]), now_s, bool(flags & flag.up))
+                    self.health.watch(
+                        key, rules_of(services[service]), now_s, bool(flags & flag.up)
+                    )
 
     def configure(self, configuration: Configuration) -> None:
         """Put a new configuration in force.
 
         Raises: ShuntError if it cannot be; the one before stays in force.
         """
+        for _ in self.configuring(configuration):
+            pass
+
+    def configuring(self, configuration: Configuration) -> Iterator[None]:
+        """The same, with pauses in which others on the event loop may have a turn.
+
+        Until the last one some services are as before. To be gone through before another begins.
+
+        Raises: as `configure`.
+        """
         before = self.configuration
         if before is not None:
             self._check_change(before, configuration)
         try:
-            self._put(configuration)
+            yield from self._put(configuration)
         except ShuntError:
             if before is not None:
-                self._put(before)
+                for _ in self._put(before):
+                    pass
             self.configuration = before
             raise
         self.generation += 1
         self.tables.meta["generation"][0] = self.generation
         self.errors = []
 
-    def _put(self, configuration: Configuration) -> None:
+    def _put(self, configuration: Configuration) -> Iterator[None]:
         before, self.configuration = self.configuration, configuration
-        self._modes = {service.name: service.mode for service in configuration.services}
+        self._services = {service.name: service for service in configuration.services}
         settings = configuration.settings
         changed = before is None or before.settings != settings
         if before is not None and changed:
             self.datapath.load(settings)
-        self._watch(configuration)
-        self.reconcile()
+        names: set[str] | None = None
+        if before is not None and not self._unsure:
+            names = differing(before.services, configuration.services)
+        self._unsure = True  # until all of it is in force: after an error everything is looked at
+        for some in [None] if names is None else self._batches(names):
+            self.upkeep.watch(self._services, some)
+            self.upkeep.wire(None if some is None else ())
+            self.reconcile(some and [target_name(name, p) for name in some for p in Protocol])
+            if not changed:  # a program that was loaded is attached before anything else happens
+                yield
+        self._unsure = False
         uses_nat = any(s.mode is Mode.NAT for s in configuration.services)
         last = settings.nat_port_max if uses_nat else settings.nat_port_min - 1
         sync_ports(self.tables, range(settings.nat_port_min, last + 1))
         if changed:
             self.datapath.attach(settings.interfaces, settings.xdp_mode)
+
+    def _batches(self, names: set[str]) -> list[list[str]]:
+        """Services to be changed together: first all between which a frontend moves.
+
+        And those whose change may be refused: then nothing has changed.
+        """
+        t = self.tables
+        together: set[str] = set()
+        for name in names & self._services.keys():
+            for place in (t.placed[n] for n in self._targets_of(name) if n in t.placed):
+                by_client = bool(t.svc["flags"][place.svc] & t.svc_flag["HASH_CLIENT"])
+                if by_client is not (self._services[name].hash_by == "client"):
+                    together.add(name)
+            for frontend in self._services[name].frontends():
+                own = t.placed.get(target_name(name, frontend.protocol))
+                svc = t.frontends.get(frontend)
+                if svc and (own is None or own.svc != svc):
+                    together |= {name, t.name_of(svc).rpartition("/")[0]}
+        rest = sorted(names - together)
+        batches = [rest[at : at + BATCH] for at in range(0, len(rest), BATCH)]
+        return [sorted(together), *batches] if together else batches
 
     def _check_change(self, before: Configuration, after: Configuration) -> None:
         for name in ("limits", "hash_seed", "xdp_mode"):
@@ -168,101 +222,77 @@ class Node:
 
     def condition(self, name: str, endpoint: Endpoint) -> Condition:
         """What is known of a target's backend beyond its configuration."""
+        up = self.obstacle(name, endpoint) is None
+        if not self.wishes and not len(self.health):  # the case of many backends
+            return Condition() if up else Condition(up=False)
         key = name.rpartition("/")[0], endpoint
         wish = self.wishes.get(key, Wish())
-        up = self.health.is_up(key) and self.obstacle(name, endpoint) is None
-        return Condition(up, wish.drained, wish.weight)
+        return Condition(up and self.health.is_up(key), wish.drained, wish.weight)
 
     def obstacle(self, name: str, endpoint: Endpoint) -> ShuntError | None:
         """Why no packet can be sent to a backend at all, health aside."""
         hop = self.nexthops.get(endpoint.address)
         if isinstance(hop, ShuntError):
             return hop
-        if isinstance(hop, NextHop) and self._modes.get(name.rpartition("/")[0]) is Mode.DSR_L2:
-            return refuse_gateway(endpoint.address, hop)
+        if isinstance(hop, NextHop) and hop.gateway:
+            service = self._services.get(name.rpartition("/")[0])
+            if service is not None and service.mode is Mode.DSR_L2:
+                return refuse_gateway(endpoint.address, hop)
         return None
-
-    def _compile(self, configuration: Configuration) -> dict[str, Target]:
-        return targets(configuration.services, self.condition)
-
-    def _watch(self, configuration: Configuration) -> None:
-        """Next hops and health checks of all backends, those that were removed among them."""
-        now_s = time.monotonic()
-        probes: dict[Key, ProbeTarget] = {}
-        addresses: set[IPAddress] = set()
-        for service in configuration.services:
-            for backend in service.backends:
-                endpoint = Endpoint(backend.address, backend.port)
-                addresses.add(endpoint.address)
-                if service.health:
-                    self.health.watch((service.name, endpoint), _rules(service), now_s)
-                    probes[service.name, endpoint] = _probe(service, endpoint)
-        services = {s.name: s for s in configuration.services}
-        for name, place in self.tables.placed.items():
-            service_name = name.rpartition("/")[0]
-            for endpoint in place.backends:
-                addresses.add(endpoint.address)
-                key = service_name, endpoint
-                owner = services.get(service_name)
-                if key not in probes and owner is not None and owner.health:
-                    self.health.remove(key)
-                    probes[key] = _probe(owner, endpoint)
-        for key in [k for k in self.health if k not in probes]:
-            self.health.forget(key)
-        self.prober.set_targets(probes)
-        self.nexthops.want(addresses)
-        self._wire()
-
-    def _wire(self) -> None:
-        try:
-            self.wiring.sync(self.nexthops.current())
-        except ShuntError as e:
-            log.warning("%s", e)
 
     def reconcile(self, only: Iterable[str] | None = None) -> int:
         """Compile, plan, apply: all targets, or those of `only`. Returns how many writes it took.
 
         Raises: ShuntError if a table is full; nothing has changed then.
         """
-        assert self.configuration is not None
         began = time.monotonic()
-        if only is None:
-            want = self._compile(self.configuration)
+        names = None if only is None else set(only)
+        if names is None:
+            want = targets(self._services.values(), self.condition)
         else:
-            only = set(only)
-            names = {n.rpartition("/")[0] for n in only}
-            some = [s for s in self.configuration.services if s.name in names]
-            want = {**self.want, **targets(some, self.condition)}
+            owners = {name.rpartition("/")[0] for name in names}
+            some = [self._services[name] for name in owners if name in self._services]
+            want = targets(some, self.condition)
         writes = self.planner.plan(
             want,
             time.monotonic_ns(),
             self.condition,
-            only,
+            names,
             gone=lambda name, endpoint: (name, endpoint) in self._gone,
         )
         self.applier.apply(writes)
-        self.want = want
+        if names is None:
+            self.want = want
+        else:
+            for name in names - want.keys():
+                self.want.pop(name, None)
+            self.want.update((name, want[name]) for name in names & want.keys())
         self._gone.clear()
+        if cleared := [write for write in writes if isinstance(write, ClearBackend)]:
+            self.upkeep.forget(cleared)
         self.counts.writes += len(writes)
         if writes:
             self.counts.apply_s = time.monotonic() - began
             self.observing.apply_s.observe(self.counts.apply_s)
         return len(writes)
 
-    def _targets_of(self, service: str) -> list[str]:
-        return [n for n in self.want if n.rpartition("/")[0] == service]
+    def _targets_of(self, *services: str) -> list[str]:
+        """Their targets, wanted or still in the maps."""
+        names = [target_name(service, p) for service in services for p in Protocol]
+        return [n for n in names if n in self.want or n in self.tables.placed]
 
     # Events ----------------------------------------------------------------------------------
 
     def _hops_changed(self, addresses: list[IPAddress]) -> None:
-        self._wire()
-        changed = set(addresses)
+        self.upkeep.wire(addresses)
+        t = self.tables
+        svcs = np.unique(t.backends["svc"][t.at(addresses)]).tolist()
         only = {
             name
-            for name, target in self.want.items()
-            for member in target.members
-            if member.endpoint.address in changed
-            and member.up != self.condition(name, member.endpoint).up
+            for name in map(t.name_of, svcs)
+            if name in self.want
+            for member in self.want[name].members
+            if member.up != self.condition(name, member.endpoint).up
         }
         if only:
             self.try_reconcile(only)
@@ -287,18 +317,19 @@ class Node:
     def after_scan(self) -> None:
         """Shrink what has settled; clear removed backends that nothing names any more."""
         t = self.tables
-        only: set[str] = set()
-        for name, place in t.placed.items():
+        only = {
+            name
+            for name, place in t.placed.items()
+            if name in self.want and place.log2 > self.want[name].log2
+        }
+        for name in self.scanner.removed():
+            place = t.placed[name]
             for i in self.scanner.unreferenced(place):
                 endpoint = next(e for e, n in place.backends.items() if n == i)
                 self._gone.add((name, endpoint))
                 only.add(name)
-            if name in self.want and place.log2 > self.want[name].log2:
-                only.add(name)
         if only:
             self.try_reconcile(only)
-            if self.configuration is not None:
-                self._watch(self.configuration)
 
     # The operator ----------------------------------------------------------------------------
 
@@ -344,21 +375,7 @@ class Node:
             if not svcs:
                 assert self.configuration is not None
                 find_service(self.configuration, service)
-        deleted = 0
-        for index, flows in t.flows.batches():
-            words = flows["word"]
-            ended = np.ones(len(words), np.bool_)
-            if svcs is not None:
-                ended = np.isin(t.backends["svc"][backends(words)], svcs)
-            deleted += int(t.flows.delete(index[ended], words[ended]).sum())
-            await asyncio.sleep(0)
-        for name in ("nat_fwd", "nat_rev"):
-            for keys, values in t.maps[name].batches():
-                ended = keys if svcs is None else keys[np.isin(values["svc"], svcs)]
-                gone = t.maps[name].delete_many(ended)
-                deleted += gone if name != "nat_rev" else 0
-                await asyncio.sleep(0)
-        return deleted
+        return await flush(t, svcs)
 
     async def close(self) -> None:
         """Stop watching; what is in the maps stays in force."""
@@ -366,17 +383,3 @@ class Node:
         await self.nexthops.close()
         self.observing.close()
         self.datapath.close()
-
-
-def _rules(service: Service) -> Rules:
-    check = service.health
-    assert check is not None
-    return Rules(check.rise, check.fall, service.tcp_idle_s)
-
-
-def _probe(service: Service, endpoint: Endpoint) -> ProbeTarget:
-    check = service.health
-    assert check is not None
-    tcp = [p.port for p in service.ports if p.protocol is Protocol.TCP and p.port]
-    port: Any = check.port or endpoint.port or (tcp or [p.port for p in service.ports])[0]
-    return ProbeTarget(endpoint.address, port, check.interval_s, check.timeout_s)

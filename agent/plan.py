@@ -8,149 +8,35 @@ the plan cannot be made (a full table), they are given back and nothing has chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shunt.agent.options import DropSources, PutSources, ask
+from shunt.agent.options import DropSources, ask
 from shunt.agent.tables import NO_REGION, Placed, Tables
-from shunt.lb import slots as slot
-from shunt.lb.compile import Condition, Endpoint, Member, Target, owners
-from shunt.lb.errors import ShuntError
-from shunt.lb.model import Frontend, Mode, Protocol
-from shunt.lb.pools import full
-
-
-@dataclass(frozen=True)
-class NameService:
-    """A service id belongs to a target."""
-
-    svc: int
-    name: str
-
-
-@dataclass(frozen=True)
-class PutBackend:
-    """A backend id stands for an endpoint of a service."""
-
-    name: str
-    svc: int
-    endpoint: Endpoint
-    id: int
-    flags: int
-    weight: int
-
-
-@dataclass(frozen=True)
-class SetBackend:
-    """A backend's flags and its weight of run time."""
-
-    id: int
-    flags: int
-    weight: int
-
-
-@dataclass(frozen=True, eq=False)
-class WriteRegion:
-    """A region that nothing refers to yet."""
-
-    first: int
-    words: slot.Words
-    changed: slot.Times
-
-
-@dataclass(frozen=True, eq=False)
-class PatchSlots:
-    """Some slots of a region in use, each by one store."""
-
-    name: str
-    index: NDArray[np.intp]
-    words: slot.Words
-    now_ns: int
-
-
-@dataclass(frozen=True)
-class PutService:
-    """A service record; its region changes by one store."""
-
-    name: str
-    svc: int
-    first: int
-    log2: int
-    mode: str
-    protocol: Protocol
-    idle_ns: int
-    flags: int  # enum svc_flag
-    options: bytes  # a value of map svc_options
-
-
-@dataclass(frozen=True)
-class PutFrontend:
-    """A frontend leads to a service. `replaces`: to another one until now."""
-
-    frontend: Frontend
-    name: str
-    svc: int
-    replaces: str = ""
-
-
-@dataclass(frozen=True)
-class DropFrontend:
-    """A frontend leads nowhere."""
-
-    frontend: Frontend
-    name: str
-
-
-@dataclass(frozen=True)
-class Grace:
-    """Wait until no program runs that may have read what was written over before."""
-
-
-@dataclass(frozen=True)
-class ClearService:
-    """A service's record and name go; its id waits until no flow names it."""
-
-    name: str
-    svc: int
-
-
-@dataclass(frozen=True)
-class ClearBackend:
-    """A backend is gone; its id waits until no flow names it."""
-
-    name: str
-    endpoint: Endpoint
-    id: int
-
-
-@dataclass(frozen=True)
-class GiveRegion:
-    """A region's slots belong to nobody. `heir`: the target that has moved out of it."""
-
-    first: int
-    log2: int
-    heir: str = ""
-
-
-Write = (
-    NameService
-    | PutBackend
-    | SetBackend
-    | WriteRegion
-    | PatchSlots
-    | PutService
-    | PutSources
-    | DropSources
-    | PutFrontend
-    | DropFrontend
-    | Grace
-    | ClearService
-    | ClearBackend
-    | GiveRegion
+from shunt.agent.writes import (
+    ClearBackend,
+    ClearService,
+    DropFrontend,
+    GiveRegion,
+    Grace,
+    NameService,
+    NewRegion,
+    PatchSlots,
+    PutBackend,
+    PutFrontend,
+    PutService,
+    SetBackend,
+    Write,
+    WriteRegion,
 )
+from shunt.lb import slots as slot
+from shunt.lb.compile import Condition, Endpoint, Member, Target, shares
+from shunt.lb.errors import ShuntError
+from shunt.lb.model import Mode, Protocol
+from shunt.lb.pools import full
 
 
 @dataclass
@@ -186,6 +72,8 @@ class Planner:
     ) -> list[Write]:
         """Writes that turn what the maps hold into `want`; all targets, or those of `only`.
 
+        With `only`, `want` may leave the others out, and nothing is done for each of them.
+
         `condition` tells of endpoints that are no longer configured; `gone` which of those have
         nothing left to lose.
 
@@ -195,12 +83,13 @@ class Planner:
         draft = _Draft()
         names = {*want, *t.placed} if only is None else set(only)
         try:
-            self._check_room(want)
+            self._check_room(want, names)
             for name in sorted(names):
                 if name in want:
                     self._place(want[name], draft, now_ns, condition, gone)
-            for name in sorted(names & set(t.placed) - set(want)):
-                self._remove(t.placed[name], draft)
+            for name in sorted(names):
+                if name in t.placed and name not in want:
+                    self._remove(t.placed[name], draft)
         except ShuntError:
             t.service_ids.release(draft.service_ids)
             t.backend_ids.release(draft.backend_ids)
@@ -217,13 +106,20 @@ class Planner:
         self._move_frontends(draft)
         return draft.writes()
 
-    def _check_room(self, want: Mapping[str, Target]) -> None:
-        limit = self.tables.frontends.capacity
-        if sum(len(target.frontends) for target in want.values()) > limit:
-            raise full("frontends", limit)
-        limit = self.tables.maps["sources"].spec.entries
-        if sum(len(target.options.sources) for target in want.values()) > limit:
-            raise full("sources", limit)
+    def _check_room(self, want: Mapping[str, Target], names: Collection[str]) -> None:
+        t = self.tables
+        used = len(t.frontends) - len(t.stale_frontends)
+        for name in names:
+            used -= len(t.placed[name].frontends) if name in t.placed else 0
+            used += len(want[name].frontends) if name in want else 0
+        if used > t.frontends.capacity:
+            raise full("frontends", t.frontends.capacity)
+        sources = sum(len(want[name].options.sources) for name in names if name in want)
+        if sources:
+            others = [t.source_set(p.svc) for p in t.placed.values() if p.name not in names]
+            sources += int(np.isin(t.maps["sources"].items()[0]["set"], others).sum())
+            if sources > t.maps["sources"].spec.entries:
+                raise full("sources", t.maps["sources"].spec.entries)
 
     def _place(
         self,
@@ -243,7 +139,10 @@ class Planner:
         ids = dict(place.backends)
         for member in target.members:
             self._member(target, place, member, ids, draft)
-        leaving = [e for e in place.backends if e not in {m.endpoint for m in target.members}]
+        leaving: list[Endpoint] = []
+        if place.backends:
+            staying = {member.endpoint for member in target.members}
+            leaving = [endpoint for endpoint in place.backends if endpoint not in staying]
         self._slots(target, place, ids, draft, now_ns)
         for frontend in sorted(target.frontends - place.frontends, key=str):
             draft.going_in.append(PutFrontend(frontend, target.name, place.svc))
@@ -306,14 +205,15 @@ class Planner:
         asked = ask(t, target, place.svc, in_force=place.log2 != NO_REGION)
         draft.going_in += asked.before
         draft.after += asked.after
-        table = owners(target, ids)
+        owner_ids, table = shares(target, ids)
         first, log2 = place.first, place.log2
         if log2 == NO_REGION:
             log2 = target.log2
             first = self._take_region(log2, draft)
-            zero = np.zeros(1 << log2, np.uint64)
-            draft.going_in.append(WriteRegion(first, slot.settled(table), zero))
+            compact = table.astype(np.uint8 if len(owner_ids) <= 256 else np.uint32)
+            draft.going_in.append(NewRegion(first, owner_ids, compact))
         else:
+            table = owner_ids[table]
             words, times = t.words[place.slots()], t.changed[place.slots()]
             shrink = log2 > target.log2 and slot.may_shrink(words, log2 - target.log2)
             if log2 < target.log2 or shrink:

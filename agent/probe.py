@@ -15,7 +15,7 @@ import socket
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -83,10 +83,18 @@ class Prober(Generic[Key]):
 
     def set_targets(self, targets: Mapping[Key, Target]) -> None:
         """Check these from now on and no others; whose target stays the same keeps its turn."""
-        for key in [k for k, s in self._series.items() if targets.get(k) != s.target]:
-            self._series.pop(key).stop()
+        self.change(targets, [key for key in self._series if key not in targets])
+
+    def change(self, targets: Mapping[Key, Target], gone: Iterable[Key]) -> None:
+        """Check these too, or otherwise than before, and those no longer."""
+        for key in gone:
+            if key in self._series:
+                self._series.pop(key).stop()
         for key, target in targets.items():
-            if key not in self._series:
+            known = self._series.get(key)
+            if known is not None and known.target != target:
+                known.stop()
+            if known is None or known.target != target:
                 self._series[key] = _Series(self._loop, key, target, self.counts, self._report)
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shunt.agent.tables import Placed, Tables
 from shunt.kern import flows as flowtable
+from shunt.kern.memory import sparse
 from shunt.kern.rcu import synchronize
 from shunt.lb import slots as slot
 from shunt.lb.compile import Target
@@ -74,7 +75,7 @@ class Scanner:
         self.grace()
         regions = {name: (t.placed[name].first, t.placed[name].log2) for name in t.unsettled}
         found = Round(began, regions)
-        found.busy = np.zeros(len(t.words), np.bool_)
+        found.busy = sparse(len(t.words), np.bool_)
         found.named = np.zeros(len(t.backends), np.bool_)
         for index, flows in t.flows.batches(FLOW_LINES):
             self._flows(index, flows, found, clock())
@@ -206,6 +207,14 @@ class Scanner:
         for i in services:
             del t.retired_services[i]
         t.service_ids.release(services)
+
+    def removed(self) -> set[str]:
+        """The targets with backends that are no longer configured."""
+        t = self.tables
+        flags = t.backends["flags"]
+        ids = (flags & t.flag.known != 0) & (flags & t.flag.removed != 0)
+        svcs = np.unique(t.backends["svc"][ids]).tolist()
+        return {name for svc in svcs if (name := t.name_of(svc)) in t.placed}
 
     def unreferenced(self, place: Placed) -> list[int]:
         """Removed backends of a target that no flow and no slot names since the last round."""

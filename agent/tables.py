@@ -9,6 +9,7 @@ changed) is rebuilt here.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,11 @@ from shunt.agent.options import SourceSets
 from shunt.kern.btf import Btf
 from shunt.kern.flows import FlowTable, backends
 from shunt.kern.maps import Map
+from shunt.kern.memory import sparse
 from shunt.lb import slots as slot
-from shunt.lb.compile import Endpoint, unmapped
+from shunt.lb.compile import Endpoint, mapped, unmapped
 from shunt.lb.frontends import FrontendTable
-from shunt.lb.model import Frontend, Protocol
+from shunt.lb.model import Frontend, IPAddress, Protocol
 from shunt.lb.pools import Ids, Regions
 from shunt.xdp.resize import service_words
 
@@ -81,7 +83,7 @@ class Tables:
         self.frontends = FrontendTable(service_words(maps["services"]))
         self.flows = FlowTable(maps["flows"].mapped())
         self.meta: NDArray[Any] = maps["meta"].mapped()
-        self.changed: NDArray[np.uint64] = np.zeros(len(self.words), np.uint64)
+        self.changed: NDArray[np.uint64] = sparse(len(self.words), np.uint64)
         self.placed: dict[str, Placed] = {}
         self.unsettled: set[str] = set()
         self.served: Counter[tuple[Protocol, int]] = Counter()
@@ -100,6 +102,17 @@ class Tables:
         """Which set of map sources a service is pointed at; 0 is none."""
         has = int(self.svc["flags"][svc]) & self.svc_flag["SOURCES"]
         return int(self.svc_options["sources"][svc]) if has else 0
+
+    def at(self, addresses: Iterable[IPAddress]) -> NDArray[np.bool_]:
+        """By backend id: in use, and at one of these addresses."""
+        wanted = np.frombuffer(b"".join(mapped(address) for address in addresses), "S16")
+        raw = np.ascontiguousarray(self.backends["addr"]).view("S16").reshape(-1)
+        return self.known() & np.isin(raw, wanted)
+
+    def name_of(self, svc: int) -> str:
+        """The target that a service id stands for; "" if none."""
+        found = self.maps["names"].lookup(svc)
+        return "" if found is None else bytes(found["name"]).decode()
 
     def region_log2(self, svc: int) -> tuple[int, int]:
         """(first slot, log2 of their number) as the programs see them."""

@@ -72,6 +72,10 @@ def status(node: Node) -> Json:
             "reloads": node.counts.reloads,
             "refused": node.counts.refused,
         },
+        "start": {
+            "read_s": round(node.counts.read_s, 3),
+            "apply_s": round(node.counts.first_apply_s, 3),
+        },
         "checks": _checks(node),
         "nexthop_problems": nexthop_problems(node),
         "maps": map_fill(node),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,10 @@ class Wiring:
             len(self._records), -1
         )[:, 0]
         self._index: dict[Key, int] = {}
-        self._by_address: dict[IPAddress, int] = {}
+        self._current: Mapping[IPAddress, NextHop | ShuntError] = {}
+        # Of each next hop in use, by its identity: those behind one gateway are one object. It is
+        # held beside its index, so that no other object can have the identity.
+        self._known: dict[int, tuple[NextHop, int]] = {}
         for i in np.flatnonzero(self._records["ifindex"]).tolist():
             saddr = self._records["saddr"][i].tobytes()
             key = (
@@ -43,14 +46,25 @@ class Wiring:
 
     def index_of(self, address: IPAddress) -> int:
         """What a backend's record is to point at."""
-        return self._by_address.get(address, NO_NEXTHOP)
+        hop = self._current.get(address)
+        if not isinstance(hop, NextHop):
+            return NO_NEXTHOP
+        known = self._known.get(id(hop))
+        return known[1] if known else self._index.get(hop.key, NO_NEXTHOP)
 
-    def sync(self, current: Mapping[IPAddress, NextHop | ShuntError]) -> None:
-        """Write what changed. Next hops that no address has any more are freed.
+    def sync(
+        self,
+        current: Mapping[IPAddress, NextHop | ShuntError],
+        changed: Iterable[IPAddress] | None = None,
+    ) -> None:
+        """Write what changed: for all addresses, or where it is known, of which.
+
+        Next hops that no address has any more are freed.
 
         Raises: ShuntError if the map is full: then those without room use the FIB.
         """
-        hops = {a: h for a, h in current.items() if isinstance(h, NextHop)}
+        self._current = current
+        hops = {id(hop): hop for hop in current.values() if isinstance(hop, NextHop)}
         wanted = shared(hops.values())
         full: ShuntError | None = None
         for key, hop in wanted.items():
@@ -62,9 +76,9 @@ class Wiring:
                     continue
                 self._describe(self._index[key], hop)
             self._write(self._index[key], hop)
-        self._by_address = {a: self._index.get(h.key, NO_NEXTHOP) for a, h in hops.items()}
-        self._point()
-        self._free(set(self._index) - set(wanted))
+        self._known = {i: (hop, self._index.get(hop.key, NO_NEXTHOP)) for i, hop in hops.items()}
+        self._point(self.tables.known() if changed is None else self.tables.at(changed))
+        self._free(self._index.keys() - wanted.keys())
         if full is not None:
             raise full
 
@@ -83,13 +97,13 @@ class Wiring:
         if self._words[i] != word:
             self._words[i] = word
 
-    def _point(self) -> None:
+    def _point(self, which: NDArray[np.bool_]) -> None:
         records = self.tables.backends
-        for place in self.tables.placed.values():
-            for endpoint, i in place.backends.items():
-                index = self.index_of(endpoint.address)
-                if records["nexthop"][i] != index:
-                    records["nexthop"][i] = index
+        ids = np.flatnonzero(which)
+        wanted = [self.index_of(unmapped(raw.tobytes())) for raw in records["addr"][ids]]
+        index = np.array(wanted, records["nexthop"].dtype)
+        differ = records["nexthop"][ids] != index
+        records["nexthop"][ids[differ]] = index[differ]
 
     def _free(self, keys: set[Key]) -> None:
         if not keys:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv6Address
 
 import numpy as np
@@ -33,8 +32,12 @@ class Endpoint:
     address: IPAddress
     port: int
 
+    def __hash__(self) -> int:
+        # An address's own hash is slow, and there are many look-ups by endpoint.
+        return hash((int(self.address), self.port))
+
     def __str__(self) -> str:
-        return str(Backend(self.address, self.port))
+        return str(Backend(self.address, self.port)) if self.port else str(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,13 @@ def targets(
     return found
 
 
+def differing(before: Iterable[Service], after: Iterable[Service]) -> set[str]:
+    """The names of the services that came, went, or changed."""
+    rest = {service.name: service for service in before}
+    found = {service.name for service in after if rest.pop(service.name, None) != service}
+    return found | rest.keys()
+
+
 def target_name(service: str, protocol: Protocol) -> str:
     """What a service of one protocol is called in the data path."""
     return f"{service}/{protocol.name.lower()}"
@@ -134,24 +144,29 @@ def compile_target(
     )
 
 
-@lru_cache(maxsize=200_000)
-def _identity(endpoint: Endpoint) -> bytes:
-    return maglev.hash_identity(str(endpoint))
-
-
 def owners(target: Target, ids: Mapping[Endpoint, int]) -> NDArray[np.uint32]:
     """Who owns each slot, as backend ids; all 0 if nobody takes new flows.
 
     Shape: (2**target.log2,).
     """
+    owner_ids, table = shares(target, ids)
+    return owner_ids[table]
+
+
+def shares(
+    target: Target, ids: Mapping[Endpoint, int]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The same in two parts: the ids of those who own slots, and of each slot an index into them.
+
+    Shape: (n,), (2**target.log2,); n is at least 1.
+    """
     members = [m for m in target.members if m.takes_new_flows]
     table = np.zeros(1 << target.log2, np.uint32)
-    if members:
-        hashes = maglev.hash_array([_identity(m.endpoint) for m in members])
-        weights = np.array([m.weight for m in members], np.uint32)
-        maglev.fill_hashed(hashes, weights, table)
-        table = np.array([ids[m.endpoint] for m in members], np.uint32)[table]
-    return table
+    if not members:
+        return np.zeros(1, np.uint32), table
+    hashes = maglev.hash_array([maglev.hash_identity(str(m.endpoint)) for m in members])
+    maglev.fill_hashed(hashes, np.array([m.weight for m in members], np.uint32), table)
+    return np.array([ids[m.endpoint] for m in members], np.uint32), table
 
 
 def mapped(address: IPAddress) -> bytes:

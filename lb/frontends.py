@@ -84,6 +84,11 @@ class FrontendTable:
         for at in list(self._where.values()):
             yield self._read(at)
 
+    def get(self, frontend: Frontend) -> int:
+        """The service id that a frontend leads to; 0 if nowhere."""
+        at = self._where.get(frontend)
+        return 0 if at is None else int(self._words[at][2]) >> 32
+
     def _read(self, at: tuple[int, int]) -> tuple[Frontend, int]:
         words = self._words[at]
         last = int(words[2])

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Services and backends by the names people give them."""
 
+from bisect import bisect_left
+
 from shunt.lb.compile import Endpoint
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Configuration, Service
 
+SHOWN = 100  # more names help nobody
+
 
 def find_service(configuration: Configuration, name: str) -> Service:
     """Raises: ShuntError that names what there is."""
-    for service in configuration.services:
-        if service.name == name:
-            return service
-    names = ", ".join(s.name for s in configuration.services) or "none"
+    services = configuration.services  # sorted by name
+    at = bisect_left(services, name, key=lambda service: service.name)
+    if at < len(services) and services[at].name == name:
+        return services[at]
+    names = ", ".join(s.name for s in services[:SHOWN]) or "none"
+    if len(services) > SHOWN:
+        names += f" and {len(services) - SHOWN} more"
     raise ShuntError(f"no service {name}", f"there are: {names}", "see `shunt service list`")
 
 

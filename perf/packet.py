@@ -169,16 +169,16 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
-def put_in(document: str, text: str) -> str:
+def put_in(document: str, text: str, marks: tuple[str, str] = MARKS) -> str:
     """The document with what stands between the two marks replaced.
 
     Raises: ValueError if the marks are not there.
     """
-    before, _, rest = document.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
+    before, _, rest = document.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not end:
-        raise ValueError(f"no {MARKS[0]} ... {MARKS[1]} in the document")
-    return f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{after}"
+        raise ValueError(f"no {marks[0]} ... {marks[1]} in the document")
+    return f"{before}{marks[0]}\n\n{text}\n{marks[1]}{after}"
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])

@@ -49,11 +49,12 @@ def name_of(path: Path) -> str:
 
 def read(path: Path, problems: Problems) -> Document | None:
     """The document in a file; None, with errors noted, if it has none that can be read."""
-    text = _read_text(path, problems)
+    text = read_text(path, problems)
     return None if text is None else compose(name_of(path), text, problems)
 
 
-def _read_text(path: Path, problems: Problems) -> str | None:
+def read_text(path: Path, problems: Problems) -> str | None:
+    """What a file has to read; None, with an error noted, if it is no text of ours."""
     place = Place(name_of(path))
     try:
         # O_NONBLOCK: a FIFO of this name must not stop the agent.

@@ -2,7 +2,9 @@
 """Files as the source: shunt.yaml and services.d/*.yaml to one checked Configuration, or none."""
 
 import os
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import UnsetType
@@ -10,7 +12,8 @@ from yaml.nodes import SequenceNode
 
 from shunt.lb.model import Configuration, Mode, Settings
 
-from .document import Document, name_of, read
+from . import plain
+from .document import Document, compose, name_of, read, read_text
 from .problems import ConfigError, ConfigErrors, Place, Problems
 from .rules import check_limits, check_services
 from .services import Written, build_service
@@ -22,10 +25,26 @@ from .typed import Reader
 __all__ = ["ConfigError", "ConfigErrors", "FileSource", "Place", "load", "service_files"]
 
 SUFFIX = ".yaml"
+SURE_NS = 1_000_000_000
 
 
-def load(config: Path, services: Path) -> Configuration:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read in a file without an error, and how it was then."""
+
+    stamp: tuple[int, ...]
+    default_mode: Mode | None
+    written: list[Written]
+
+
+Kept = dict[Path, _Read]
+
+
+def load(config: Path, services: Path, kept: Kept | None = None) -> Configuration:
     """Read and check everything.
+
+    `kept` has what was read before, and is brought up to date: files that are as they were are
+    not read again.
 
     Shape:  equal files give equal configurations; services are sorted by name.
     Raises: ConfigErrors with all errors of all files. What was loaded before stays in force.
@@ -33,10 +52,23 @@ def load(config: Path, services: Path) -> Configuration:
     problems = Problems()
     settings, default_mode, reader = _load_settings(config, problems)
     written: list[Written] = []
+    before = {} if kept is None else kept.copy()
+    now: Kept = {}
     for path in _listed(services, problems):
-        document = read(path, problems)
-        if document is not None:
-            written += _load_services(document, default_mode, problems)
+        known = before.get(path)
+        stamp = _stamp(path)
+        if known is None or stamp != known.stamp or default_mode != known.default_mode:
+            noted = len(problems)
+            known = _Read(stamp, default_mode, _read_services(path, default_mode, problems))
+            lasting = len(problems) == noted and stamp == _stamp(path) and _is_old(stamp)
+        else:
+            lasting = True
+        written += known.written
+        if lasting:
+            now[path] = known
+    if kept is not None:
+        kept.clear()
+        kept.update(now)
     check_services(written, problems)
     if settings is not None and reader.trusts(("limits",)):
         check_limits(
@@ -71,6 +103,31 @@ def _listed(services: Path, problems: Problems) -> list[Path]:
         return []
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What differs if a file does; empty if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _is_old(stamp: tuple[int, ...]) -> bool:
+    """Whether a change from now on would show: the kernel's time of one is some ms coarse."""
+    return bool(stamp) and abs(time.time_ns() - stamp[-1]) > SURE_NS
+
+
+def _read_services(path: Path, default_mode: Mode | None, problems: Problems) -> list[Written]:
+    text = read_text(path, problems)
+    if text is None:
+        return []
+    try:
+        return plain.read_services(name_of(path), text, default_mode)
+    except plain.NotPlain:
+        document = compose(name_of(path), text, problems)
+        return [] if document is None else load_services(document, default_mode, problems)
+
+
 def _load_settings(config: Path, problems: Problems) -> tuple[Settings | None, Mode | None, Reader]:
     reader = Reader(name_of(config), problems)
     document = read(config, problems)
@@ -87,10 +144,10 @@ def _load_settings(config: Path, problems: Problems) -> tuple[Settings | None, M
     return build_settings(reader, found), default_mode, reader
 
 
-def _load_services(
+def load_services(
     document: Document, default_mode: Mode | None, problems: Problems
 ) -> list[Written]:
-    """The services of one file; a file with only comments has none."""
+    """The services of one file, by its nodes; a file with only comments has none."""
     if document.root is None:
         return []
     reader = Reader(document.file, problems)
@@ -112,10 +169,11 @@ class FileSource:
     def __init__(self, config: Path, services: Path) -> None:
         self._config = config
         self._services = services
+        self._kept: Kept = {}
 
     def load(self) -> Configuration:
         """As the module's `load`. Raises: ConfigErrors."""
-        return load(self._config, self._services)
+        return load(self._config, self._services, self._kept)
 
     def paths(self) -> list[Path]:
         """What to give to `shunt.kern.inotify.Watch`, which watches directories for it."""

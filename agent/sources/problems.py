@@ -80,6 +80,9 @@ class Problems:
         self._errors: list[ConfigError] = []
         self._unlisted: dict[str, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._errors) + sum(self._unlisted.values())
+
     def add(self, place: Place, what: str, why: str, fix: str) -> None:
         """Note one error."""
         if len(self._errors) < MOST_ERRORS:

@@ -14,6 +14,8 @@ from .typed import Path, Reader, each
 
 _DEFAULT = Settings(interfaces=())
 _MOST_SEED = 2**64 - 1
+# A region of the default size for ten backends; whole pages, and whole words of map restarts.
+SLOTS_UNIT = 1024
 
 T = TypeVar("T")
 
@@ -35,9 +37,10 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         wants = f"an integer from 0 to {_MOST_SEED}"
         reader.refuse(("hash_seed",), what, wants, "choose a smaller one, equal on all nodes")
     slots = written.limits.slots
-    if slots & (slots - 1):
-        what, wants = f"slots {slots} is not a power of two", "a power of two"
-        fix = f"write {1 << slots.bit_length()}"
+    if slots % SLOTS_UNIT:
+        wants = f"a multiple of {SLOTS_UNIT}"
+        what = f"slots {slots} is not {wants}"
+        fix = f"write {-(-slots // SLOTS_UNIT) * SLOTS_UNIT}"
         reader.refuse(("limits", "slots"), what, wants, fix)
     listen = _parsed(reader, ("metrics", "listen"), values.listening, written.metrics.listen, None)
     return Settings(

@@ -19,6 +19,8 @@ SHORTEST_S, LONGEST_S = 0.001, 30 * 86400.0
 FEWEST_NAT_PORTS = 1024
 
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")
+# First bytes that say enough: neither 0, loopback, link-local (169.254), multicast nor above.
+_ORDINARY = frozenset(range(1, 224)) - {127, 169}
 _BROADCAST = IPv4Address("255.255.255.255")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION_FIX = "write it as 2s or 10m"
@@ -72,6 +74,8 @@ def usable(found: IPAddress, name: str) -> IPAddress:
             # Python 3.13 writes the last four bytes with dots, 3.11 does not.
             what = f"{name} ::ffff:{found.ipv4_mapped} is an IPv4 address in IPv6 form"
             raise Refused(what, "a plain address", f"write {found.ipv4_mapped}")
+    elif int(found) >> 24 in _ORDINARY:
+        return found
     elif found in _THIS_NETWORK:
         kind = "unspecified"
     elif found == _BROADCAST:

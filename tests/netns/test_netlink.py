@@ -8,10 +8,14 @@
 ```
 """
 
+import errno
 import os
 import select
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -27,10 +31,12 @@ from shunt.kern.events import (
 )
 from shunt.kern.neighbours import NUD_FAILED, NUD_INCOMPLETE, NUD_PERMANENT, NUD_STALE
 from shunt.kern.netlink import Netlink, RouteEntry
+from shunt.kern.routes import Routes
 from shunt.lab.netns import Namespace, veth
 from shunt.lb.errors import ShuntError
 
 THERE4, THERE6 = IPv4Address("10.9.0.2"), IPv6Address("fd09::2")
+SOON = struct.pack("ll", 0, 1000)  # a timeout
 NOBODY = IPv4Address("10.9.0.9")
 
 
@@ -264,3 +270,48 @@ def test_the_entry_behind_a_route(netlink: Netlink, here: Namespace) -> None:
     assert (entry.prefix, entry.metric) == (ip_network("::/0"), 1024)
     assert netlink.entry(ip_address("10.60.0.1")) is None
     assert netlink.resolve(IPv4Address("10.60.0.1")).gateway is not None
+
+
+def test_many_routes_at_once_are_the_routes_one_by_one(here: Namespace, netlink: Netlink) -> None:
+    here.ip(
+        *(f"route add 10.{n}.0.0/16 via {THERE4}" for n in range(1, 5)),
+        f"route add 10.5.0.0/16 via {THERE4} mtu 1400",
+        f"route add 10.6.0.0/16 via inet6 {THERE6}",
+        "route add blackhole 10.7.0.0/16",
+        "route add unreachable 10.8.0.0/16",
+        f"route add 2001:db8:5::/48 via {THERE6}",
+    )
+    four, six = ip_address("10.0.0.77"), ip_address("2001:db8:5::")
+    addresses = [four + (n << 16) + again for n in range(10) for again in range(5)]
+    addresses += [six + again for again in range(5)]
+    others = ("10.9.0.1", "fd09::1", "fd09::2", "127.0.0.1", "::1", "2001:db8:6::1")
+    addresses += map(ip_address, others)
+    with here.inside(), Routes() as routes:
+        told = dict(routes.ask(addresses))
+    assert list(told) == addresses
+    links = netlink.links()
+    for address, answer in told.items():
+        try:
+            wanted = replace(netlink.resolve(address, links), advmss=0)
+        except ShuntError:
+            assert not answer.ordinary
+        else:
+            assert answer.route(address, links[answer.ifindex]) == wanted
+    # Behind one gateway there is one answer, however many ask.
+    assert len({id(told[four + (1 << 16) + again]) for again in range(5)}) == 1
+
+
+def test_an_answer_that_does_not_come_is_an_error_of_its_own(here: Namespace) -> None:
+    addresses = [THERE4 + n for n in range(40)]
+    with here.inside(), Routes() as routes:
+        told = []
+        for address, answer in routes.ask(addresses):
+            told.append((address, answer.error))
+            if len(told) == 20:
+                routes._socket.recv(1 << 14)  # somebody takes one away
+                routes._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, SOON)
+        assert sorted(address for address, _ in told) == addresses
+        assert {error for _, error in told[:20]} == {0}
+        assert errno.EAGAIN in {error for _, error in told[20:]}
+        # The next question has a socket of its own.
+        assert [answer.error for _, answer in routes.ask(addresses[:3])] == [0, 0, 0]

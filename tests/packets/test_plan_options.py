@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shunt.agent.options import DropSources, PutSources
-from shunt.agent.plan import PutService
+from shunt.agent.writes import PutService
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Mode
 from shunt.policy.sources import compile_rules

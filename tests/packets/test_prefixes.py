@@ -11,8 +11,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from shunt.agent.apply import Applier
-from shunt.agent.plan import Planner, Write
+from shunt.agent.plan import Planner
 from shunt.agent.tables import Tables
+from shunt.agent.writes import Write
 from shunt.kern.objects import Object
 from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import Condition, Target, targets

@@ -167,9 +167,9 @@ SETTINGS_CASES = {
     ),
     "odd slots": (
         SETTINGS + "limits:\n  slots: 100000\n",
-        "3: slots 100000 is not a power of two",
-        "limits.slots wants a power of two",
-        "write 131072",
+        "3: slots 100000 is not a multiple of 1024",
+        "limits.slots wants a multiple of 1024",
+        "write 100352",
     ),
     "small table": (
         SETTINGS + "limits: {flows: 3}\n",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perf import harness, packet
+from perf import harness, packet, scale
 from perf.cases import TARGETS, outcomes, subjects
 from perf.driver import frame_is_sound
 from perf.harness import Spread
@@ -153,3 +153,29 @@ def test_the_document_shows_the_recorded_results() -> None:
     assert packet.put_in(document, packet.report(rows)) != document
     with pytest.raises(ValueError, match="begin"):
         packet.put_in("no marks", "")
+
+
+def test_the_scale_benchmark_has_the_sizes_that_were_asked_for_and_the_document_shows_them() -> (
+    None
+):
+    rows = json.loads((packet.RESULTS / "scale.json").read_text())
+    assert [(r["services"], r["backends"]) for r in rows] == [
+        (n, 10 * n) for n in (100, 1000, 10000)
+    ]
+    asked = {"first_apply_s", "change_ms", "rss_anon_mb", "map_mb"}
+    assert all(asked <= r.keys() and min(r[name] for name in asked) > 0 for r in rows)
+    document = packet.DOCUMENT.read_text()
+    assert packet.put_in(document, scale.report(rows), scale.MARKS) == document
+    rows[0]["change_ms"] += 1
+    assert packet.put_in(document, scale.report(rows), scale.MARKS) != document
+
+
+def test_scale_records_medians_and_the_targets_can_be_missed() -> None:
+    names = [key for key, _ in scale.COLUMNS if key != "services"]
+    samples = {10_000: [dict.fromkeys(names, float(n)) for n in (1, 2, 200)]}
+    (row,) = scale.records([10_000], samples)
+    assert (row["services"], row["backends"], row["change_ms"]) == (10_000, 100_000, 2)
+    assert (row["change_max_ms"], row["stall_ms"]) == (200, 200)
+    assert "missed" not in scale.report([row])
+    assert scale.report([{**row, "map_mb": 151.0}]).count("missed") == 1
+    assert "missed" not in scale.report([{**row, "services": 1000, "map_mb": 151.0}])
