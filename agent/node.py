@@ -13,32 +13,28 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from shunt.agent.apply import Applier, sync_ports
-from shunt.agent.events import turned
+from shunt.agent.checks import Checks, Key
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
 from shunt.agent.observing import Observing
 from shunt.agent.plan import Planner
-from shunt.agent.probe import Prober
-from shunt.agent.probe import Target as ProbeTarget
 from shunt.agent.scan import Scanner
 from shunt.agent.tables import Tables
 from shunt.agent.wiring import Wiring
+from shunt.kern.carrier import Carrier
 from shunt.kern.flows import backends
 from shunt.kern.rcu import synchronize
 from shunt.lb.compile import Condition, Endpoint, Target, targets
 from shunt.lb.errors import ShuntError
-from shunt.lb.health import Health, Result, Rules, Turn
 from shunt.lb.lookup import find_backend, find_service
-from shunt.lb.model import Configuration, IPAddress, Mode, Protocol, Service
+from shunt.lb.model import Configuration, IPAddress, Mode
 from shunt.xdp.attach import Datapath
 
 log = logging.getLogger("shunt")
 
-Key = tuple[str, Endpoint]  # service name, endpoint
 WEIGHT_MAX = 65535
 
 
@@ -69,7 +65,8 @@ class Node:
         self.configuration: Configuration | None = None
         self.generation = 0
         self.errors: list[str] = []  # of the newest configuration, if it was refused
-        self.health: Health[Key] = Health()
+        self.checks = Checks(self._turned)
+        self.health = self.checks.health
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()
         self.observing = Observing()
@@ -89,7 +86,9 @@ class Node:
         self.applier = Applier(self.tables, time.monotonic_ns, self.wiring.index_of)
         self.scanner = Scanner(self.tables)
         self.nexthops = NextHops(self._hops_changed)
-        self.prober: Prober[Key] = Prober(self._probed)
+        self.carrier = Carrier()
+        self.checks.start(self._trouble)
+        self.prober = self.checks.prober
         self.generation = int(self.tables.meta["generation"][0])
         self._recall(configuration)
         self.configure(configuration)
@@ -97,7 +96,7 @@ class Node:
 
     def _recall(self, configuration: Configuration) -> None:
         """What a predecessor knew of each backend: failing, drained, its weight."""
-        flag, now_s = self.tables.flag, time.monotonic()
+        flag = self.tables.flag
         services = {s.name: s for s in configuration.services}
         for name, place in self.tables.placed.items():
             service = name.rpartition("/")[0]
@@ -107,8 +106,8 @@ class Node:
                 weight = int(self.tables.backends["weight"][i])
                 if flags & flag.drained or weight:
                     self.wishes[key] = Wish(bool(flags & flag.drained), weight)
-                if service in services and services[service].health:
-                    self.health.watch(key, _rules(services[service]), now_s, bool(flags & flag.up))
+                if service in services:
+                    self.checks.recall(services[service], endpoint, bool(flags & flag.up))
 
     def configure(self, configuration: Configuration) -> None:
         """Put a new configuration in force.
@@ -170,8 +169,23 @@ class Node:
         """What is known of a target's backend beyond its configuration."""
         key = name.rpartition("/")[0], endpoint
         wish = self.wishes.get(key, Wish())
-        up = self.health.is_up(key) and self.obstacle(name, endpoint) is None
-        return Condition(up, wish.drained, wish.weight)
+        up = self.checks.is_up(key) and self.obstacle(name, endpoint) is None
+        return Condition(up, wish.drained, wish.weight, self.checks.tenths(key))
+
+    def _counts(self, key: Key) -> bool:
+        """Whether a backend's health matters to its service's: it could get new flows."""
+        return (
+            not self.wishes.get(key, Wish()).drained and self.obstacle(f"{key[0]}/", key[1]) is None
+        )
+
+    def _trouble(self, key: Key) -> str:
+        """What on this host is between it and a backend, and nothing that the backend can help."""
+        hop = self.nexthops.get(key[1].address)
+        if isinstance(hop, NextHop):
+            return "" if self.carrier.present(hop.device) else "no-carrier"
+        state = self.health.state(key)
+        removed = state is not None and state.removed  # when it is gone must be found out
+        return "no-route" if isinstance(hop, ShuntError) and not removed else ""
 
     def obstacle(self, name: str, endpoint: Endpoint) -> ShuntError | None:
         """Why no packet can be sent to a backend at all, health aside."""
@@ -187,29 +201,14 @@ class Node:
 
     def _watch(self, configuration: Configuration) -> None:
         """Next hops and health checks of all backends, those that were removed among them."""
-        now_s = time.monotonic()
-        probes: dict[Key, ProbeTarget] = {}
-        addresses: set[IPAddress] = set()
-        for service in configuration.services:
-            for backend in service.backends:
-                endpoint = Endpoint(backend.address, backend.port)
-                addresses.add(endpoint.address)
-                if service.health:
-                    self.health.watch((service.name, endpoint), _rules(service), now_s)
-                    probes[service.name, endpoint] = _probe(service, endpoint)
-        services = {s.name: s for s in configuration.services}
-        for name, place in self.tables.placed.items():
-            service_name = name.rpartition("/")[0]
-            for endpoint in place.backends:
-                addresses.add(endpoint.address)
-                key = service_name, endpoint
-                owner = services.get(service_name)
-                if key not in probes and owner is not None and owner.health:
-                    self.health.remove(key)
-                    probes[key] = _probe(owner, endpoint)
-        for key in [k for k in self.health if k not in probes]:
-            self.health.forget(key)
-        self.prober.set_targets(probes)
+        placed = [
+            (name.rpartition("/")[0], endpoint)
+            for name, place in self.tables.placed.items()
+            for endpoint in place.backends
+        ]
+        addresses = {backend.address for s in configuration.services for backend in s.backends}
+        addresses.update(endpoint.address for _, endpoint in placed)
+        self.checks.watch(configuration.services, placed)
         self.nexthops.want(addresses)
         self._wire()
 
@@ -227,11 +226,13 @@ class Node:
         assert self.configuration is not None
         began = time.monotonic()
         if only is None:
+            self.checks.judge(self.configuration.services, self._counts)
             want = self._compile(self.configuration)
         else:
             only = set(only)
             names = {n.rpartition("/")[0] for n in only}
             some = [s for s in self.configuration.services if s.name in names]
+            self.checks.judge(some, self._counts)
             want = {**self.want, **targets(some, self.condition)}
         writes = self.planner.plan(
             want,
@@ -256,13 +257,21 @@ class Node:
 
     def _hops_changed(self, addresses: list[IPAddress]) -> None:
         self._wire()
+        assert self.configuration is not None
         changed = set(addresses)
-        only = {
+        touched = {
             name
             for name, target in self.want.items()
-            for member in target.members
-            if member.endpoint.address in changed
-            and member.up != self.condition(name, member.endpoint).up
+            if any(member.endpoint.address in changed for member in target.members)
+        }
+        names = {name.rpartition("/")[0] for name in touched}
+        services = [s for s in self.configuration.services if s.name in names]
+        self.checks.judge(services, self._counts)
+        only = {
+            name
+            for name in touched
+            for member in self.want[name].members
+            if member.up != self.condition(name, member.endpoint).up
         }
         if only:
             self.try_reconcile(only)
@@ -275,14 +284,12 @@ class Node:
             self.counts.refused += 1
             log.error("%s", e)
 
-    def _probed(self, key: Key, result: Result) -> None:
-        for transition in self.health.result(key, result):
-            service, endpoint = transition.key
-            turned(service, endpoint, transition.turn, transition.reason)
-            names = self._targets_of(service)
-            if transition.turn is Turn.GONE:
-                self._gone |= {(name, endpoint) for name in names}
-            self.try_reconcile(names)
+    def _turned(self, service: str, gone: Endpoint | None) -> None:
+        """A backend's health or its share of its weight changed."""
+        names = self._targets_of(service)
+        if gone is not None:
+            self._gone |= {(name, gone) for name in names}
+        self.try_reconcile(names)
 
     def after_scan(self) -> None:
         """Shrink what has settled; clear removed backends that nothing names any more."""
@@ -362,21 +369,8 @@ class Node:
 
     async def close(self) -> None:
         """Stop watching; what is in the maps stays in force."""
-        self.prober.close()
+        self.checks.close()
         await self.nexthops.close()
         self.observing.close()
+        self.carrier.close()
         self.datapath.close()
-
-
-def _rules(service: Service) -> Rules:
-    check = service.health
-    assert check is not None
-    return Rules(check.rise, check.fall, service.tcp_idle_s)
-
-
-def _probe(service: Service, endpoint: Endpoint) -> ProbeTarget:
-    check = service.health
-    assert check is not None
-    tcp = [p.port for p in service.ports if p.protocol is Protocol.TCP and p.port]
-    port: Any = check.port or endpoint.port or (tcp or [p.port for p in service.ports])[0]
-    return ProbeTarget(endpoint.address, port, check.interval_s, check.timeout_s)
