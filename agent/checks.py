@@ -85,7 +85,11 @@ class Checks:
         Backends that `counts` refuses are left out: drained ones, say, get nothing new anyway.
         """
         changed: set[str] = set()
+        # Almost always all backends of almost all services are well.
+        failing = {name for name, _ in self.health.down} | self.panic.keys()
         for service in services:
+            if service.name not in failing:
+                continue
             found = self._panic(service, counts)
             before = self.panic.get(service.name)
             if found is not None:
@@ -111,9 +115,6 @@ class Checks:
         if check is None or not check.panic_threshold:
             return None
         keys = [(service.name, Endpoint(b.address, b.port)) for b in service.backends]
-        # Almost always all are well, and this is all there is to do.
-        if all(self.health.is_up(key) for key in keys):
-            return None
         ups = [self.health.is_up(key) for key in keys if counts(key)]
         return panic(ups, check.panic_threshold)
 
@@ -126,7 +127,7 @@ class Checks:
 
     def tenths(self, key: Key) -> int:
         """How much of its weight a backend has, of 10."""
-        return self.slow.tenths(key, time.monotonic())
+        return self.slow.tenths(key, time.monotonic()) if key in self.slow else STEPS
 
     def _probed(self, key: Key, result: Result) -> None:
         for transition in self.health.result(key, result):

@@ -80,7 +80,10 @@ class _Answer:
             return event.flow_controlled_length or 0
         elif isinstance(event, h2.events.StreamEnded):
             self.ended = True
-        elif isinstance(event, h2.events.StreamReset | h2.events.ConnectionTerminated):
+        elif (
+            isinstance(event, h2.events.StreamReset | h2.events.ConnectionTerminated)
+            and not self.ended
+        ):
             self.broken = "the server ended the call"
         return 0
 

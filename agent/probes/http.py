@@ -61,7 +61,9 @@ async def _ask(target: Target, how: Http) -> Outcome:
             ) as answer,
         ):
             body = await _beginning(answer) if how.body else ""
-            found = {name.lower(): value for name, value in answer.headers.items()}
+            found = {
+                name.lower(): ", ".join(answer.headers.getall(name)) for name in answer.headers
+            }
             return _outcome(target, how.judge(answer.status, found, body))
     except aiohttp.ClientConnectorError as error:
         return _unconnected(target, error)

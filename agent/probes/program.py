@@ -22,6 +22,7 @@ from shunt.lb.checks import Exec
 PATH = "/usr/local/bin:/usr/bin:/bin"
 # Starting one waits for the new program to be in place; not on the event loop.
 _STARTERS = ThreadPoolExecutor(4, "check-exec")
+_DYING: set[subprocess.Popen[bytes]] = set()
 
 
 class Program:
@@ -48,14 +49,18 @@ class Program:
                 self._done(_not_started(self._name, error))
             return
         self._child = starting.result()
-        if self._stopped:
-            self._end()
-            return
         self._pidfd = os.pidfd_open(self._child.pid)
         self._loop.add_reader(self._pidfd, self._exited)
+        if self._stopped:
+            self.stop()
 
     def _exited(self) -> None:
-        code = self._end()
+        child, self._child = self._child, None
+        assert child is not None
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        kill_group(child)
+        code = child.wait()
         if code == 0:
             outcome = WELL
         elif code < 0:
@@ -64,23 +69,29 @@ class Program:
             outcome = Outcome(f"{self._name}: exit code {code}")
         self._done(outcome)
 
-    def _end(self) -> int:
-        """Kill the group, reap the leader; its exit code."""
-        child, self._child = self._child, None
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-        if child is None:
-            return 0
-        # Before the leader is reaped: until then the group's number is nobody else's.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        return child.wait()
-
     def stop(self) -> None:
         self._stopped = True
-        self._end()
+        child, self._child = self._child, None
+        if child is None:
+            return
+        kill_group(child)
+        # Not waited for: what hangs in the kernel (a file server that is away) dies late.
+        self._loop.remove_reader(self._pidfd)
+        self._loop.add_reader(self._pidfd, _reap, self._loop, child, self._pidfd)
+        _DYING.add(child)
+
+
+def kill_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill a leader that was not yet reaped, and its group: the number is nobody else's yet."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _reap(loop: asyncio.AbstractEventLoop, child: subprocess.Popen[bytes], pidfd: int) -> None:
+    loop.remove_reader(pidfd)
+    os.close(pidfd)
+    child.wait()
+    _DYING.discard(child)
 
 
 def start(argv: list[str], user: str) -> subprocess.Popen[bytes]:

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 import pytest
 
 from shunt.agent.probes.attempt import Target
+from shunt.agent.probes.schedule import Prober
 from shunt.lab.netns import Namespace, Process
 from shunt.lb.checks import Dns, Exec, Grpc, How, Http, Tls, Udp
 from shunt.lb.health import Result
@@ -232,6 +234,26 @@ def test_an_answer_to_another_query_is_none() -> None:
                 await results.until(lambda: any(r.ok for r in results["a"]))
                 assert all(r.ok or "within" in r.reason for r in results["a"])
             loop.remove_reader(server)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("servers")
+def test_a_loop_that_is_held_up_fails_no_check_of_several_steps() -> None:
+    def began(prober: Prober[str], checks: int) -> bool:
+        return prober.counts.checks >= checks
+
+    async def scenario() -> None:
+        targets = {
+            f"{n}": Target(LOOPBACK + n, 80, 2.0, 1.0, 0.0, Http(body="fine")) for n in range(20)
+        }
+        async with probing(targets) as (prober, results):
+            for _ in range(4):
+                seen = prober.counts.checks + 5
+                await results.until(partial(began, prober, seen))
+                time.sleep(1.2)  # noqa: ASYNC251 - this is what is tested
+            await results.until(lambda: len(results) == len(targets))
+            assert all(r.ok for found in results.values() for r in found), results
 
     asyncio.run(scenario())
 
