@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from shunt.agent.probes.attempt import Target
-from shunt.agent.probes.schedule import Prober
+from shunt.agent.probes.schedule import Counts, Prober
 from shunt.lab.netns import Namespace, Process
 from shunt.lb.checks import Dns, Exec, Grpc, How, Http, Tls, Udp
 from shunt.lb.health import Result
@@ -339,10 +340,38 @@ def test_a_user_that_has_gone_is_our_trouble() -> None:
 # Many at once ----------------------------------------------------------------------------------
 
 
+async def on_time(counts: Counts, watched_s: float) -> bool:
+    """Whether the checks of the next so many seconds are: 5,000 and more, none left out."""
+    before = replace(counts)
+    await asyncio.sleep(watched_s)
+    checks = counts.checks - before.checks
+    late_s_mean = (counts.late_s_sum - before.late_s_sum) / max(1, checks)
+    return checks > 5000 and late_s_mean < 0.1 and counts.skipped == before.skipped
+
+
+def test_that_check_can_fail() -> None:
+    def slow(key: str) -> str:
+        time.sleep(0.001)  # a millisecond a check: no 2,500 a second
+        return key
+
+    async def scenario() -> None:
+        prober: Prober[str] = Prober(lambda _key, _result: None, slow)
+        prober.set_targets({f"{n}": Target(LOOPBACK + n, 80, 2.0, 1.9) for n in range(5000)})
+        try:
+            for _ in range(2):
+                assert not await on_time(prober.counts, 4.0)
+        finally:
+            prober.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.usefixtures("servers")
 def test_five_thousand_checks_and_hundreds_of_http_are_not_late() -> None:
-    """Two rounds of all. Lateness is in the mean a small share of the interval, so that a
-    machine that others use passes, and a prober that falls behind does not."""
+    """Lateness over a whole interval is in the mean a small share of it, and nobody's turn is left
+    out. Others may take the processors for a while: such an interval says nothing, and the next
+    one is looked at. A prober that cannot keep up is late in each.
+    """
     interval_s, timeout_s = 2.0, 1.9
     first = ip_address("127.1.0.0")
     targets = {
@@ -356,13 +385,12 @@ def test_five_thousand_checks_and_hundreds_of_http_are_not_late() -> None:
     async def scenario() -> None:
         async with probing(targets) as (prober, results):
             async with asyncio.timeout(120):
-                while not all(len(results[k]) >= 2 for k in targets):  # noqa: ASYNC110
+                while not all(results[k] for k in targets):  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
-            counts = prober.counts
+                while not await on_time(prober.counts, 2 * interval_s):
+                    pass
             failed = {r.reason for found in results.values() for r in found if not r.ok}
             assert not failed
-            assert not counts.troubles
-            assert counts.late_s_mean < interval_s / 10, counts
-            assert counts.skipped <= counts.checks / 100, counts
+            assert not prober.counts.troubles
 
     asyncio.run(scenario())
