@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shunt.kern.carrier import Carrier
 from tests.netns.shunt_host import ABSENT, BACKENDS, EMPTY, Host, refused
 
 CLOSED, OURS = 9, 8099  # ports: nobody listens; a test does
@@ -120,6 +121,16 @@ def test_a_share_of_backends_is_enough_to_panic(alone: Host) -> None:
     service(alone, [BACKENDS[0], ABSENT], panic_threshold="50%")
     alone.json("config", "reload")
     alone.until(lambda: state(alone, ABSENT) == "failing", "does not panic at half")
+
+
+def test_a_lost_carrier_is_seen_at_once(alone: Host) -> None:
+    with alone.here.inside():
+        with contextlib.closing(Carrier()) as carrier:
+            assert carrier.present("eth0")
+        alone.outside.ip("link set dev eth0 down")
+        with contextlib.closing(Carrier()) as carrier:
+            assert not carrier.present("eth0")
+            assert not carrier.present("eth9")
 
 
 def test_a_link_without_carrier_fails_no_backend(alone: Host) -> None:
