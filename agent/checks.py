@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
+from shunt.agent.events import turned
 from shunt.agent.probes.attempt import Target
 from shunt.agent.probes.schedule import Prober
 from shunt.lb.compile import Endpoint
@@ -132,14 +133,7 @@ class Checks:
     def _probed(self, key: Key, result: Result) -> None:
         for transition in self.health.result(key, result):
             service, endpoint = transition.key
-            log.log(
-                logging.INFO if transition.turn is Turn.UP else logging.WARNING,
-                "backend %s of service %s is %s%s",
-                endpoint,
-                service,
-                transition.turn,
-                f": {transition.reason}" if transition.reason else "",
-            )
+            turned(service, endpoint, transition.turn, transition.reason)
             self._end_slowly(key)
             if transition.turn is Turn.UP:
                 self._begin_slowly(key, self._slow_start_s(service))

@@ -51,7 +51,7 @@ DurationText = Annotated[str, _text("seconds, or a number with ms, s, m, h or d"
 NetworkText = Annotated[str, _text("an address, or a network ADDRESS/BITS", "10.0.0.0/8")]
 Duration = DurationNumber | DurationText
 Share = Annotated[str, _text("a share in percent", "10%")]
-Switch = Literal["on", "off"]
+Switch = Literal["off", "on"]
 Status = Annotated[int, Meta(ge=100, le=599, examples=[200])]
 StatusText = Annotated[str, _text("FIRST-LAST", "200-299")]
 HeaderText = Annotated[str, _text("NAME: TEXT", "Content-Type: text/html")]
@@ -109,7 +109,7 @@ class Metrics(Shape, frozen=True):
 
     listen: Annotated[str, _text("ADDRESS:PORT or [IPV6]:PORT, or off", "127.0.0.1:9961")] = "off"
     detail: Literal["node", "services", "backends"] = _NODE.metrics_detail
-    program_times: Literal["off", "on"] = "off"
+    program_times: Switch = "off"
 
 
 class SettingsFile(Shape, frozen=True):

@@ -128,7 +128,7 @@ WRONG = {
     "verify": (
         "{type: https, verify: maybe}",
         "verify maybe is not accepted",
-        "health.verify wants on or off",
+        "health.verify wants off or on",
         "correct it",
     ),
     "server name of http": (
