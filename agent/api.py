@@ -10,7 +10,15 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from shunt.agent import flow_views, maglev_views, metrics, raw_views, service_views, views
+from shunt.agent import (
+    flow_views,
+    health_views,
+    maglev_views,
+    metrics,
+    raw_views,
+    service_views,
+    views,
+)
 from shunt.agent.node import WEIGHT_MAX, Node
 from shunt.agent.samples import Samples, Subscription
 from shunt.agent.service_views import Json
@@ -83,6 +91,7 @@ class Api:
             web.get("/v1/services", self._services),
             web.get("/v1/services/{service}", self._service),
             web.get("/v1/backends", self._backends),
+            web.get("/v1/health", self._health),
             web.post(f"{backend}/drain", self._drain),
             web.post(f"{backend}/undrain", self._undrain),
             web.put(f"{backend}/weight", self._weight),
@@ -119,6 +128,11 @@ class Api:
         of = self._configuration.services if name is None else (self._find(name),)
         return answer({"backends": await service_views.backends(self.node, of)})
 
+    async def _health(self, request: web.Request) -> web.Response:
+        name = self._asked(request, "service")
+        of = self._configuration.services if name is None else (self._find(name),)
+        return answer(health_views.health(self.node, of))
+
     @property
     def _configuration(self) -> Configuration:
         assert self.node.configuration is not None
@@ -132,7 +146,7 @@ class Api:
 
     def _asked(self, request: web.Request, key: str) -> str | None:
         """A parameter of the query; every other than those a route knows is a mistake."""
-        known = {"/v1/backends": {"service"}, "/v1/monitor": {"type"}}
+        known = {"/v1/backends": {"service"}, "/v1/health": {"service"}, "/v1/monitor": {"type"}}
         allowed = known.get(request.path, {"service", "limit"})
         for name in request.query:
             if name not in allowed:

@@ -9,6 +9,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -57,6 +58,7 @@ class Daemon:
         Raises: ShuntError if it cannot start; what forwarded before goes on.
         """
         check_host()
+        raise_file_limit()
         ensure_bpffs(self.bpffs)
         self.bpffs.mkdir(parents=True, exist_ok=True)
         self.run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -199,6 +201,13 @@ class Daemon:
             self.node.after_scan()
             took = time.monotonic() - began
             await asyncio.sleep(max(SCAN_EVERY_S, took * (1 / SCAN_SHARE - 1)))
+
+
+def raise_file_limit() -> None:
+    """As many files as are allowed: each health check under way has one, and the usual limit of
+    1,024 is for programs that use select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager

@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from shunt.agent.apply import Applier, sync_ports
-from shunt.agent.events import turned
+from shunt.agent.checks import Checks, Key
 from shunt.agent.flush import flush
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
 from shunt.agent.observing import Observing
 from shunt.agent.plan import Planner
-from shunt.agent.probe import Prober
 from shunt.agent.scan import Scanner
 from shunt.agent.tables import Tables
-from shunt.agent.upkeep import Key, Upkeep, rules_of
+from shunt.agent.upkeep import Upkeep
 from shunt.agent.wiring import Wiring
 from shunt.agent.writes import ClearBackend
 from shunt.kern.rcu import synchronize
@@ -37,7 +36,6 @@ from shunt.lb.compile import (
     targets,
 )
 from shunt.lb.errors import ShuntError
-from shunt.lb.health import Health, Result, Turn
 from shunt.lb.lookup import find_backend, find_service
 from shunt.lb.model import Configuration, IPAddress, Mode, Protocol, Service
 from shunt.xdp.attach import Datapath
@@ -78,7 +76,8 @@ class Node:
         self.configuration: Configuration | None = None
         self.generation = 0
         self.errors: list[str] = []  # of the newest configuration, if it was refused
-        self.health: Health[Key] = Health()
+        self.checks = Checks(self._turned)
+        self.health = self.checks.health
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()
         self.observing = Observing()
@@ -99,8 +98,8 @@ class Node:
         self.applier = Applier(self.tables, time.monotonic_ns, self.wiring.index_of)
         self.scanner = Scanner(self.tables)
         self.nexthops = NextHops(self._hops_changed, macs_changed=lambda: self.upkeep.wire(()))
-        self.prober: Prober[Key] = Prober(self._probed)
-        self.upkeep = Upkeep(self.tables, self.health, self.prober, self.nexthops, self.wiring)
+        self.upkeep = Upkeep(self.tables, self.checks, self.nexthops, self.wiring)
+        self.prober = self.checks.prober
         self.generation = int(self.tables.meta["generation"][0])
         self._recall(configuration)
         self.configure(configuration)
@@ -108,7 +107,7 @@ class Node:
 
     def _recall(self, configuration: Configuration) -> None:
         """What a predecessor knew of each backend: failing, drained, its weight."""
-        flag, now_s = self.tables.flag, time.monotonic()
+        flag = self.tables.flag
         services = {s.name: s for s in configuration.services}
         for name, place in self.tables.placed.items():
             service = name.rpartition("/")[0]
@@ -118,10 +117,8 @@ class Node:
                 weight = int(self.tables.backends["weight"][i])
                 if flags & flag.drained or weight:
                     self.wishes[key] = Wish(bool(flags & flag.drained), weight)
-                if service in services and services[service].health:
-                    self.health.watch(
-                        key, rules_of(services[service]), now_s, bool(flags & flag.up)
-                    )
+                if service in services:
+                    self.checks.recall(services[service], endpoint, bool(flags & flag.up))
 
     def configure(self, configuration: Configuration) -> None:
         """Put a new configuration in force.
@@ -227,7 +224,14 @@ class Node:
             return Condition() if up else Condition(up=False)
         key = name.rpartition("/")[0], endpoint
         wish = self.wishes.get(key, Wish())
-        return Condition(up and self.health.is_up(key), wish.drained, wish.weight)
+        up = up and self.checks.is_up(key)
+        return Condition(up, wish.drained, wish.weight, self.checks.tenths(key))
+
+    def _counts(self, key: Key) -> bool:
+        """Whether a backend's health matters to its service's: it could get new flows."""
+        return (
+            not self.wishes.get(key, Wish()).drained and self.obstacle(f"{key[0]}/", key[1]) is None
+        )
 
     def obstacle(self, name: str, endpoint: Endpoint) -> ShuntError | None:
         """Why no packet can be sent to a backend at all, health aside."""
@@ -248,10 +252,12 @@ class Node:
         began = time.monotonic()
         names = None if only is None else set(only)
         if names is None:
+            self.checks.judge(self._services.values(), self._counts)
             want = targets(self._services.values(), self.condition)
         else:
             owners = {name.rpartition("/")[0] for name in names}
             some = [self._services[name] for name in owners if name in self._services]
+            self.checks.judge(some, self._counts)
             want = targets(some, self.condition)
         writes = self.planner.plan(
             want,
@@ -287,12 +293,18 @@ class Node:
         self.upkeep.wire(addresses)
         t = self.tables
         svcs = np.unique(t.backends["svc"][t.at(addresses)]).tolist()
+        touched = {name for name in map(t.name_of, svcs) if name in self.want}
+        owners = {name.rpartition("/")[0] for name in touched}
+        services = [self._services[name] for name in owners if name in self._services]
+        panicking = self.checks.judge(services, self._counts)
         only = {
             name
-            for name in map(t.name_of, svcs)
-            if name in self.want
-            for member in self.want[name].members
-            if member.up != self.condition(name, member.endpoint).up
+            for name in touched
+            if name.rpartition("/")[0] in panicking
+            or any(
+                member.up != self.condition(name, member.endpoint).up
+                for member in self.want[name].members
+            )
         }
         if only:
             self.try_reconcile(only)
@@ -305,14 +317,12 @@ class Node:
             self.counts.refused += 1
             log.error("%s", e)
 
-    def _probed(self, key: Key, result: Result) -> None:
-        for transition in self.health.result(key, result):
-            service, endpoint = transition.key
-            turned(service, endpoint, transition.turn, transition.reason)
-            names = self._targets_of(service)
-            if transition.turn is Turn.GONE:
-                self._gone |= {(name, endpoint) for name in names}
-            self.try_reconcile(names)
+    def _turned(self, service: str, gone: Endpoint | None) -> None:
+        """A backend's health or its share of its weight changed."""
+        names = self._targets_of(service)
+        if gone is not None:
+            self._gone |= {(name, gone) for name in names}
+        self.try_reconcile(names)
 
     def after_scan(self) -> None:
         """Shrink what has settled; clear removed backends that nothing names any more."""
@@ -379,7 +389,8 @@ class Node:
 
     async def close(self) -> None:
         """Stop watching; what is in the maps stays in force."""
-        self.prober.close()
+        self.checks.close()
         await self.nexthops.close()
         self.observing.close()
+        self.upkeep.close()
         self.datapath.close()

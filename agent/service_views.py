@@ -98,6 +98,9 @@ async def service(node: Node, found: Service) -> Json:
         "timeout_s": check.timeout_s,
         "rise": check.rise,
         "fall": check.fall,
+        "jitter": check.jitter,
+        "slow_start_s": check.slow_start_s,
+        "panic_threshold": check.panic_threshold,
     }
     shown["idle_s"] = {p: getattr(found, f"{p}_idle_s") for p in shown["protocols"]}
     shown["backends"] = await backends(node, [found])
@@ -180,7 +183,7 @@ def _backend(node: Node, service: Service, seen: _Seen, share: float, hops: Hops
         "port": endpoint.port or None,
         "state": state,
         "drained": bool(flags & tables.flag.drained),
-        "reason": _reason(node, service, seen, checked) if state == "failing" else "",
+        "reason": _reason(node, service, seen, checked, state),
         "weight": override or seen.configured_weight,
         "configured_weight": seen.configured_weight,
         "slots": seen.slots,
@@ -190,8 +193,13 @@ def _backend(node: Node, service: Service, seen: _Seen, share: float, hops: Hops
     }
 
 
-def _reason(node: Node, service: Service, seen: _Seen, checked: Checked | None) -> str:
-    """Why a backend gets no packets."""
+def _reason(node: Node, service: Service, seen: _Seen, checked: Checked | None, state: str) -> str:
+    """Why a backend gets no packets, or gets some though its checks fail."""
+    failed = checked is not None and not checked.up
+    if state == "up" and checked is not None and checked.last is not None and failed:
+        return f"treated as up (panic): {checked.last.reason}"
+    if state != "failing":
+        return ""
     obstacle = node.obstacle(target_name(service.name, service.protocols()[0]), seen.endpoint)
     if obstacle is not None:
         return f"{obstacle.what}: {obstacle.why}"

@@ -12,6 +12,7 @@ from importlib import metadata
 
 import numpy as np
 
+from shunt.agent import health_views
 from shunt.agent.node import Node
 from shunt.agent.service_views import STATES, Json, backend_states, names
 from shunt.kern import links
@@ -19,6 +20,7 @@ from shunt.kern.objects import open_pin
 from shunt.lb import slots as slot
 from shunt.lb.compile import Endpoint
 from shunt.lb.errors import ShuntError
+from shunt.lb.standing import Panic
 from shunt.xdp.attach import pin_name
 
 
@@ -77,6 +79,7 @@ def status(node: Node) -> Json:
             "apply_s": round(node.counts.first_apply_s, 3),
         },
         "checks": _checks(node),
+        "panic": health_views.panic(node),
         "nexthop_problems": nexthop_problems(node),
         "maps": map_fill(node),
     }
@@ -105,9 +108,18 @@ def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
         for name, target in node.want.items()
         if target.members and not any(member.up for member in target.members)
     }
-    found += [f"service {name}: every backend is failing" for name in sorted(failing)]
+    panics = node.checks.panic
+    for name in sorted(failing | panics.keys()):
+        found.append(f"service {name}: {_few(panics.get(name))}")
     found += [f"{e.what}: {e.why}" for e in node.observing.troubles.values()]
     return found
+
+
+def _few(panic: Panic | None) -> str:
+    if panic is None:
+        return "every backend is failing"
+    few = f"only {panic.up} of {panic.backends} backends are up" if panic.up else ""
+    return f"{few or 'every backend is failing'}; all are treated as up (panic)"
 
 
 def _interface(node: Node, name: str) -> Json:
@@ -211,6 +223,7 @@ def _checks(node: Node) -> Json:
         "made": counts.checks,
         "failed": counts.failures,
         "late_ms_mean": round(counts.late_s_mean * 1000, 1),
+        "late_ms_max": round(counts.late_s_max * 1000, 1),
         "troubles": dict(counts.troubles),  # checks that this host could not make
     }
 

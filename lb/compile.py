@@ -21,6 +21,7 @@ from shunt.lb.model import (
     Service,
     SourceRule,
 )
+from shunt.lb.standing import STEPS
 
 NS_PER_S = 1_000_000_000
 
@@ -88,6 +89,7 @@ class Condition:
     up: bool = True
     drained: bool = False
     weight: int = 0
+    tenths: int = STEPS  # of its weight, in slow start
 
 
 def targets(
@@ -121,10 +123,12 @@ def compile_target(
     name = target_name(service.name, protocol)
     udp = protocol is Protocol.UDP
     members = []
-    for backend in service.backends:
-        endpoint = Endpoint(backend.address, backend.port)
-        now = condition(name, endpoint)
-        weight = now.weight or backend.weight
+    endpoints = [Endpoint(backend.address, backend.port) for backend in service.backends]
+    conditions = [condition(name, endpoint) for endpoint in endpoints]
+    # Only ratios matter, and a tenth of weight 1 is no integer.
+    starting = any(now.tenths < STEPS for now in conditions)
+    for backend, endpoint, now in zip(service.backends, endpoints, conditions, strict=True):
+        weight = (now.weight or backend.weight) * (now.tenths if starting else 1)
         members.append(Member(endpoint, weight, now.up, now.drained, now.weight))
     return Target(
         name=name,

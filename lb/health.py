@@ -105,6 +105,7 @@ class Health(Generic[Key]):
     def __init__(self) -> None:
         self._states: dict[Key, State] = {}
         self._rules: dict[Key, Rules] = {}
+        self.down: set[Key] = set()  # those that are not up, removed ones too
 
     def watch(self, key: Key, rules: Rules, now_s: float, up: bool = True) -> None:
         """Begin with a backend, or change its rules; `up` counts only for one that is new.
@@ -113,6 +114,8 @@ class Health(Generic[Key]):
         """
         known = self._states.get(key)
         self._rules[key] = rules
+        if known is None and not up:
+            self.down.add(key)
         self._states[key] = (
             State(up=up, since_s=now_s)
             if known is None
@@ -128,6 +131,7 @@ class Health(Generic[Key]):
         """Nobody asks about it any more."""
         self._states.pop(key, None)
         self._rules.pop(key, None)
+        self.down.discard(key)
 
     def result(self, key: Key, result: Result) -> list[Transition[Key]]:
         """Take a result in; what turned. One about a backend that was forgotten turns nothing."""
@@ -135,6 +139,10 @@ class Health(Generic[Key]):
         if state is None:
             return []
         self._states[key], turn = step(state, result, self._rules[key])
+        if turn is Turn.UP:
+            self.down.discard(key)
+        elif turn is not None:
+            self.down.add(key)
         return [] if turn is None else [Transition(key, turn, result.reason)]
 
     def is_up(self, key: Key) -> bool:

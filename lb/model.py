@@ -11,6 +11,8 @@ from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple
 
+from shunt.lb.checks import How
+
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 ANY_PORT = 0  # of a frontend: every port that no other frontend of its VIP has
@@ -71,14 +73,22 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """How a backend is probed. Port None: the backend's, or the first TCP port of the service."""
+    """How a backend is probed. Port None: the backend's, or the first of the service's that fits.
 
-    kind: Literal["tcp"] = "tcp"
+    `how` is what is asked, of a class that fits `kind`; None for tcp.
+    """
+
+    kind: Literal["tcp", "http", "https", "grpc", "dns", "udp", "exec"] = "tcp"
     port: int | None = None
     interval_s: float = 2.0
     timeout_s: float = 1.0
     rise: int = 2
     fall: int = 3
+    jitter: float = 0.0  # a share of the interval
+    slow_start_s: float = 0.0
+    # Below this share of backends up, all count as up. 0.01 of up to 100 is: when none is up.
+    panic_threshold: float = 0.01
+    how: How = None
 
 
 class SourceRule(NamedTuple):

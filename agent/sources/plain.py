@@ -84,6 +84,13 @@ class _Lines:
             line, value = value.lines[part], value[part]
         return Place(self._file, line)
 
+    def written(self, path: Path) -> bool:
+        try:
+            self.place(path)
+        except NotPlain:
+            return False
+        return True
+
     def trusts(self, _path: Path) -> bool:
         return True
 

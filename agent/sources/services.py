@@ -4,13 +4,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from msgspec import UNSET
-
-from shunt.lb.model import Backend, HealthCheck, IPAddress, Mode, Port, Protocol, Service
+from shunt.lb.model import Backend, IPAddress, Mode, Port, Service
 
 from . import options, values
+from .checks import build_health, duration, refuse
 from .problems import Place
-from .shape import BackendEntry, Health, ServiceEntry
+from .shape import BackendEntry, ServiceEntry
 from .typed import Path, Reader, each
 
 
@@ -45,10 +44,10 @@ def build_service(
         ports=ports,
         mode=mode or Mode.DSR_IPIP,
         backends=tuple(backends.values()),
-        health=_health(reader, path, entry, ports),
-        tcp_idle_s=_duration(reader, (*path, "idle", "tcp"), entry.idle.tcp),
-        udp_idle_s=_duration(reader, (*path, "idle", "udp"), entry.idle.udp),
-        udp_window_s=_duration(reader, (*path, "udp_window"), entry.udp_window),
+        health=build_health(reader, (*path, "health"), entry, ports),
+        tcp_idle_s=duration(reader, (*path, "idle", "tcp"), entry.idle.tcp),
+        udp_idle_s=duration(reader, (*path, "idle", "udp"), entry.idle.udp),
+        udp_window_s=duration(reader, (*path, "udp_window"), entry.udp_window),
         slots_per_backend=entry.slots_per_backend,
         hash_by=entry.hash,
         affinity_s=options.affinity_s(reader, path, entry),
@@ -58,10 +57,6 @@ def build_service(
     options.check_hash(reader, path, entry, service.region_slots())
     places = tuple(reader.place(vip_path) for vip_path in vips.values())
     return Written(service, reader.place((*path, "name")), places)
-
-
-def _refuse(reader: Reader, path: Path, error: values.Refused) -> None:
-    reader.refuse(path, error.what, error.wants, error.fix)
 
 
 def _twice(reader: Reader, path: Path, what: str, first: Path) -> None:
@@ -75,7 +70,7 @@ def _vips(reader: Reader, path: Path, entry: ServiceEntry) -> dict[IPAddress, Pa
         try:
             vip = values.address(text, "vip")
         except values.Refused as error:
-            _refuse(reader, where, error)
+            refuse(reader, where, error)
             continue
         if vip in found:
             _twice(reader, where, f"vip {vip}", found[vip])
@@ -89,7 +84,7 @@ def _ports(reader: Reader, path: Path, entry: ServiceEntry) -> Iterator[Port]:
         try:
             port = values.port(value)
         except values.Refused as error:
-            _refuse(reader, where, error)
+            refuse(reader, where, error)
             continue
         if port in found:
             _twice(reader, where, f"port {port}", found[port])
@@ -109,7 +104,7 @@ def _backends(reader: Reader, path: Path, entry: ServiceEntry) -> dict[Path, Bac
                 port = value.port if isinstance(value.port, int) else 0
                 found[where] = Backend(address, port, value.weight)
         except values.Refused as error:
-            _refuse(reader, where, error)
+            refuse(reader, where, error)
     return found
 
 
@@ -169,37 +164,3 @@ def _check_backends(
         if key in first:
             _twice(reader, where, f"backend {backend}", first[key])
         first.setdefault(key, where)
-
-
-def _duration(reader: Reader, path: Path, value: float | str) -> float:
-    name = ".".join(str(part) for part in path[-2:]) if "idle" in path else str(path[-1])
-    try:
-        return values.duration(value, name)
-    except values.Refused as error:
-        _refuse(reader, path, error)
-        return values.LONGEST_S
-
-
-def _health(
-    reader: Reader, path: Path, entry: ServiceEntry, ports: tuple[Port, ...]
-) -> HealthCheck | None:
-    path = (*path, "health")
-    has_tcp = any(port.protocol is Protocol.TCP and port.port for port in ports)
-    if entry.health == "none" or (entry.health is UNSET and not has_tcp):
-        return None
-    wanted = entry.health if isinstance(entry.health, Health) else Health()
-    interval = _duration(reader, (*path, "interval"), wanted.interval)
-    timeout = _duration(reader, (*path, "timeout"), wanted.timeout)
-    known = reader.trusts((*path, "interval")) and reader.trusts((*path, "timeout"))
-    if timeout > interval and known:
-        what = f"timeout {timeout:g} s is longer than the interval"
-        where = reader.place((*path, "interval"))
-        why = f"a check begins every {interval:g} s ({where}) and must end before the next"
-        reader.error((*path, "timeout"), what, why, "shorten the timeout or lengthen the interval")
-    port = wanted.port if isinstance(wanted.port, int) else None
-    # With ports refused it cannot be known whether one of them was TCP.
-    if port is None and not has_tcp and ports and reader.trusts((*path[:-1], "ports")):
-        why = "the service has no TCP port of its own"
-        fix = "write health: {type: tcp, port: PORT}, or health: none"
-        reader.error(path, "health has no port to connect to", why, fix)
-    return HealthCheck(wanted.type, port, interval, timeout, wanted.rise, wanted.fall)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from shunt.lb.checks import Dns, Exec, Http, spans
 from shunt.lb.model import HealthCheck, Limits, RateLimit, Service, Settings
 
 _NODE = Settings(interfaces=())
@@ -16,6 +17,7 @@ _LIMITS = Limits()
 _SERVICE = Service(name="", vips=(), ports=())
 _HEALTH = HealthCheck()
 _RATE = RateLimit(1, 1)
+_HTTP, _DNS = Http(), Dns("")
 
 
 def _text(description: str, *examples: str) -> Meta:
@@ -48,6 +50,12 @@ DurationNumber = Annotated[float, Meta(description="seconds")]
 DurationText = Annotated[str, _text("seconds, or a number with ms, s, m, h or d", "500ms")]
 NetworkText = Annotated[str, _text("an address, or a network ADDRESS/BITS", "10.0.0.0/8")]
 Duration = DurationNumber | DurationText
+Share = Annotated[str, _text("a share in percent", "10%")]
+Switch = Literal["off", "on"]
+Status = Annotated[int, Meta(ge=100, le=599, examples=[200])]
+StatusText = Annotated[str, _text("FIRST-LAST", "200-299")]
+HeaderText = Annotated[str, _text("NAME: TEXT", "Content-Type: text/html")]
+Word = Annotated[str, _text("text", "/usr/local/bin/check")]
 Budget = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 ModeName = Literal["dsr-ipip", "dsr-l2", "nat"]
 
@@ -101,7 +109,7 @@ class Metrics(Shape, frozen=True):
 
     listen: Annotated[str, _text("ADDRESS:PORT or [IPV6]:PORT, or off", "127.0.0.1:9961")] = "off"
     detail: Literal["node", "services", "backends"] = _NODE.metrics_detail
-    program_times: Literal["off", "on"] = "off"
+    program_times: Switch = "off"
 
 
 class SettingsFile(Shape, frozen=True):
@@ -139,14 +147,39 @@ class BackendEntry(Shape, frozen=True):
 
 
 class Health(Shape, frozen=True):
-    """A health check written as a mapping."""
+    """A health check written as a mapping; `checks` says which keys are of which type."""
 
-    type: Literal["tcp"] = _HEALTH.kind
+    type: Literal["tcp", "http", "https", "grpc", "dns", "udp", "exec"] = _HEALTH.kind
     port: PortNumber | UnsetType = UNSET
     interval: Duration = _HEALTH.interval_s
     timeout: Duration = _HEALTH.timeout_s
     rise: Annotated[int, Meta(ge=1, le=255)] = _HEALTH.rise
     fall: Annotated[int, Meta(ge=1, le=255)] = _HEALTH.fall
+    jitter: Share = f"{_HEALTH.jitter:.0%}"
+    slow_start: Duration | UnsetType = UNSET
+    panic_threshold: Share = f"{_HEALTH.panic_threshold:.0%}"
+    path: Annotated[str, _text("a path that begins with /", "/health")] = _HTTP.path
+    host: Annotated[str, _text("a host name", "www.example.com")] | UnsetType = UNSET
+    method: Literal["GET", "HEAD", "OPTIONS", "POST"] = "GET"
+    status: list[Status | StatusText] | Status | StatusText = spans(_HTTP.statuses)
+    headers: list[HeaderText] | HeaderText = []
+    body: Annotated[str, _text("text", "ok")] | UnsetType = UNSET
+    tls: Switch = "off"
+    verify: Switch = "on"
+    server_name: Annotated[str, _text("a host name", "www.example.com")] | UnsetType = UNSET
+    service: Annotated[str, _text("the name of a gRPC service", "shop.Cart")] | UnsetType = UNSET
+    query: Annotated[str, _text("a domain name", "www.example.com")] | UnsetType = UNSET
+    query_type: Annotated[str, _text("a record type", "AAAA")] = _DNS.rdtype
+    rcode: Annotated[str, _text("a DNS response code", "NXDOMAIN")] = _DNS.rcode
+    answer: Annotated[str, _text("a record's data", "192.0.2.1")] | UnsetType = UNSET
+    send: Annotated[str, _text("text", "ping")] | UnsetType = UNSET
+    send_hex: Annotated[str, _text("hexadecimal digits", "0a0b")] | UnsetType = UNSET
+    expect: Annotated[str, _text("text", "pong")] | UnsetType = UNSET
+    expect_hex: Annotated[str, _text("hexadecimal digits", "0a0b")] | UnsetType = UNSET
+    argv: (
+        Annotated[list[Word], Meta(min_length=1, examples=[["/usr/local/bin/check"]])] | UnsetType
+    ) = UNSET
+    user: Annotated[str, _text("a user's name", "nobody")] = Exec(()).user
 
 
 class Idle(Shape, frozen=True):
@@ -189,7 +222,7 @@ class ServiceEntry(Shape, frozen=True):
     )
     backends: list[BackendText | BackendEntry] | BackendText = []
     mode: ModeName | UnsetType = UNSET
-    health: Literal["none", "tcp"] | Health | UnsetType = UNSET
+    health: Literal["none", "tcp", "http", "https", "grpc"] | Health | UnsetType = UNSET
     idle: Idle = Idle()
     udp_window: Duration = _SERVICE.udp_window_s
     slots_per_backend: Annotated[int, Meta(ge=1, le=65536)] = _SERVICE.slots_per_backend

@@ -62,6 +62,10 @@ class Reader:
             path = path[:-1]
         return Place(self.file, self._lines.get(path, 1))
 
+    def written(self, path: Path) -> bool:
+        """Whether the file has a value at `path`."""
+        return path in self._lines
+
     def trusts(self, path: Path) -> bool:
         """Whether nothing at `path` or below it was refused."""
         return path not in self._refused

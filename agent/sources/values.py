@@ -203,3 +203,41 @@ def listening(text: str) -> tuple[IPAddress, int] | None:
         what = f"listen {shown(text)} is not an address with a port"
         raise Refused(what, wants, "write 127.0.0.1:9961")
     return found, _port_number(match[3], f"listen {text} has port {match[3]}")
+
+
+def share(text: str, name: str, most: int) -> float:
+    """A share in percent, up to `most`. Raises: Refused."""
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%", text)
+    if not match or float(match[1]) > most:
+        what = f"{name} {shown(text)} is {'out of range' if match else 'not a share'}"
+        raise Refused(what, f"a share from 0% to {most}%", f"write it as {min(10, most)}%")
+    return float(match[1]) / 100
+
+
+def status(value: int | str) -> tuple[int, int]:
+    """200, "200-299". Raises: Refused."""
+    match = re.fullmatch(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", str(value))
+    if not match or (match[2] and match[2] < match[1]):
+        wants = "a status from 100 to 599, or FIRST-LAST"
+        raise Refused(f"status {shown(str(value))} is not a status", wants, "write 200 or 200-299")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def header(text: str) -> tuple[str, str]:
+    """NAME: TEXT, or NAME alone for any value. Raises: Refused."""
+    match = re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?::[ \t]*([\t -~]*))?", text)
+    if not match:
+        wants = "NAME: TEXT, TEXT being what the header's value contains"
+        fix = "write it as 'Content-Type: text/html', in quotes"
+        raise Refused(f"header {shown(text)} has no name", wants, fix)
+    return match[1], match[2] or ""
+
+
+def hexadecimal(text: str, name: str) -> bytes:
+    """Bytes as hexadecimal digits. Raises: Refused."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        fix = "write two digits a byte, such as 0a0b, in quotes"
+        what = f"{name} {shown(text)} is not hexadecimal"
+        raise Refused(what, "hexadecimal digits", fix) from None

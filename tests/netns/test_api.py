@@ -45,6 +45,8 @@ def curl(path: Path, method: str, url: str, body: str | None = None) -> tuple[in
         ("GET", "/v1/services/wob", None, 404),
         ("GET", "/v1/backends?service=wob", None, 404),
         ("GET", "/v1/backends?services=web", None, 400),
+        ("GET", "/v1/health?service=wob", None, 404),
+        ("GET", "/v1/health?limit=3", None, 400),
         ("GET", "/v1/flows?limit=0", None, 400),
         ("GET", "/v1/flows?limit=many", None, 400),
         ("GET", "/v1/nat?limit=-1", None, 400),

@@ -267,10 +267,14 @@ def test_a_service_whose_backends_all_fail_is_a_problem(host: Host) -> None:
                         "health": FAST})  # fmt: skip
     try:
         host.json("config", "reload")
-        host.until(lambda: host.backend("dead", ABSENT)["state"] == "failing", "sees it fail")
+        host.until(lambda: bool(host.shunt("status", "-o", "json").json["panic"]), "panics")
         done = host.shunt("status")
         assert done.code == 1
-        assert "problem: service dead: every backend is failing" in done.out
+        assert "problem: service dead: every backend is failing; all are treated as up" in done.out
+        row = host.backend("dead", ABSENT)
+        assert (row["state"], row["reason"]) == (
+            "up", "treated as up (panic): port 81: no answer within 0.2 s"
+        )  # fmt: skip
     finally:
         (host.services / "dead.yaml").unlink()
     host.json("config", "reload")

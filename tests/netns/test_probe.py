@@ -21,7 +21,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from shunt.agent.probe import Prober, Target
+from shunt.agent.probes.attempt import Target
+from shunt.agent.probes.schedule import Prober, phase_s
 from shunt.lab.netns import Namespace
 from shunt.lb.health import Result
 
@@ -169,10 +170,10 @@ def test_targets_start_stop_and_keep_their_turn() -> None:
 
 def test_many_targets_are_spread_over_the_interval() -> None:
     targets = [Target(IPv4Address("10.0.0.0") + n, 80, 2.0) for n in range(5000)]
-    tenths = Counter(int(t.phase_s() / 0.2) for t in targets)
+    tenths = Counter(int(phase_s(t) / 0.2) for t in targets)
     assert set(tenths) == set(range(10))
     assert max(tenths.values()) < 600
-    assert targets[0].phase_s() == Target(IPv4Address("10.0.0.0"), 80, 2.0).phase_s()
+    assert phase_s(targets[0]) == phase_s(Target(IPv4Address("10.0.0.0"), 80, 2.0))
 
 
 @pytest.mark.usefixtures("here")
@@ -237,5 +238,42 @@ def test_a_loop_that_is_held_up_shows_as_lateness_and_fails_nobody() -> None:
                 assert prober.counts.late_s_mean < prober.counts.late_s_max
                 await results.until(lambda: len(results["a"]) >= 6)
                 assert all(r.ok for r in results["a"])
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("here")
+def test_jitter_moves_a_check_after_its_turn_and_adds_up_to_nothing() -> None:
+    async def scenario() -> None:
+        with listen() as listener:
+            target = Target(LOOPBACK4, listener.getsockname()[1], 0.1, 0.04, 0.5)
+            async with probing({"a": target}) as (prober, results):
+                began = time.monotonic()
+                await results.until(lambda: len(results["a"]) >= 25)
+                took_s = time.monotonic() - began
+                assert all(r.ok for r in results["a"])
+                assert prober.counts.checks + prober.counts.skipped <= took_s / 0.1 + 2
+            turn_s = phase_s(target)
+            after = [(r.at_s - turn_s) % 0.1 for r in results["a"]]
+            assert max(after) - min(after) > 0.02, after
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("here")
+def test_trouble_on_this_host_is_no_result() -> None:
+    async def scenario() -> None:
+        results, away = Results(), [True]
+        prober: Prober[str] = Prober(results.add, lambda _: "away" if away else "")
+        prober.set_targets({"a": Target(LOOPBACK4, 1, 0.05, 0.04)})
+        try:
+            await results.until(lambda: prober.counts.troubles["away"] >= 5)
+            assert not results["a"]
+            assert prober.counts.failures == 0
+            away.clear()
+            await results.until(lambda: bool(results["a"]))
+            assert not results["a"][0].ok
+        finally:
+            prober.close()
 
     run(scenario())

@@ -156,7 +156,14 @@ def healths(draw: st.DrawFn) -> HealthCheck | None:
     timeout, more = draw(st.integers(1, 99)), draw(st.integers(0, 99))
     counts = st.integers(1, 255)
     return HealthCheck(
-        "tcp", draw(port_numbers), float(timeout + more), float(timeout), draw(counts), draw(counts)
+        "tcp",
+        draw(port_numbers),
+        float(timeout + more),
+        float(timeout),
+        draw(counts),
+        draw(counts),
+        slow_start_s=draw(durations),
+        panic_threshold=draw(st.integers(0, 100)) / 100,
     )
 
 
@@ -274,6 +281,8 @@ def written_service(service: Service) -> dict[str, Any]:
             "timeout": f"{health.timeout_s * 1000:.0f}ms",
             "rise": health.rise,
             "fall": health.fall,
+            "slow_start": health.slow_start_s,
+            "panic_threshold": f"{health.panic_threshold:.0%}",
         },
         "idle": {"tcp": f"{service.tcp_idle_s:.0f}s", "udp": service.udp_idle_s},
         "udp_window": int(service.udp_window_s),

@@ -237,7 +237,7 @@ SERVICE_CASES = {
     "health": (
         SERVICE + "health: tpc\n",
         "4: health tpc is not accepted",
-        "health wants none, tcp or a mapping",
+        "health wants none, tcp, http, https, grpc or a mapping",
         'perhaps "tcp" is meant',
     ),
     "health of UDP": (

@@ -137,3 +137,17 @@ def test_up_is_what_the_last_long_enough_run_said(
         if len(list(run)) >= (rise if ok else fall):
             up = ok
     assert health.is_up("a") == up
+
+
+@given(st.text("+-", max_size=40), st.booleans())
+def test_who_is_down_is_known_without_looking_at_all(results: str, up: bool) -> None:
+    health: Health[str] = Health()
+    health.watch("a", RULES, 0.0, up)
+    for number, result in enumerate(results):
+        health.result("a", Result(result == "+", float(number)))
+        assert health.down == (set() if health.is_up("a") else {"a"})
+    health.remove("a")
+    health.watch("a", RULES, 99.0)
+    assert health.down == (set() if health.is_up("a") else {"a"})
+    health.forget("a")
+    assert health.down == set()

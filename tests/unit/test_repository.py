@@ -178,7 +178,7 @@ def test_tests_and_benchmarks_import_folders_below_shunt() -> None:
 
 
 def test_run_time_imports_are_run_time_dependencies() -> None:
-    modules = {"pyyaml": "yaml", "prometheus-client": "prometheus_client"}
+    modules = {"pyyaml": "yaml", "prometheus-client": "prometheus_client", "dnspython": "dns"}
     run = [line.split("==")[0].lower() for line in pins("run.txt")]
     known = {modules.get(name, name) for name in run} | set(sys.stdlib_module_names) | {"shunt"}
     used = {
