@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from shunt.agent.apply import Applier, sync_ports
+from shunt.agent.echo import answering, sync_echo
 from shunt.agent.events import turned
 from shunt.agent.flush import flush
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
@@ -86,6 +87,7 @@ class Node:
         self._gone: set[tuple[str, Endpoint]] = set()
         self._services: dict[str, Service] = {}  # of the configuration, by name
         self._unsure = False  # whether what is in force is the configuration before, as a whole
+        self._echo: dict[IPAddress, int] | None = None  # what answers echo requests
 
     def start(self, configuration: Configuration) -> None:
         """Load, read back what is in force, and bring it to `configuration`; then attach.
@@ -267,6 +269,7 @@ class Node:
             for name in names - want.keys():
                 self.want.pop(name, None)
             self.want.update((name, want[name]) for name in names & want.keys())
+        self._answer_echo()
         self._gone.clear()
         if cleared := [write for write in writes if isinstance(write, ClearBackend)]:
             self.upkeep.forget(cleared)
@@ -280,6 +283,13 @@ class Node:
         """Their targets, wanted or still in the maps."""
         names = [target_name(service, p) for service in services for p in Protocol]
         return [n for n in names if n in self.want or n in self.tables.placed]
+
+    def _answer_echo(self) -> None:
+        assert self.configuration is not None
+        wanted = answering(self.want.values(), self.configuration, self.tables.placed)
+        if wanted != self._echo:
+            sync_echo(self.datapath.maps["echo"], wanted)
+            self._echo = wanted
 
     # Events ----------------------------------------------------------------------------------
 

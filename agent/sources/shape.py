@@ -116,6 +116,7 @@ class SettingsFile(Shape, frozen=True):
         _NODE.hash_seed
     )
     mode: ModeName = _SERVICE.mode.value
+    echo: bool = _NODE.echo
     ipip: Ipip = Ipip()
     nat: Nat = Nat()
     budgets: Budgets = Budgets()
@@ -189,6 +190,7 @@ class ServiceEntry(Shape, frozen=True):
     )
     backends: list[BackendText | BackendEntry] | BackendText = []
     mode: ModeName | UnsetType = UNSET
+    echo: bool | UnsetType = UNSET
     health: Literal["none", "tcp"] | Health | UnsetType = UNSET
     idle: Idle = Idle()
     udp_window: Duration = _SERVICE.udp_window_s
