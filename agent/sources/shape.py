@@ -50,6 +50,7 @@ NetworkText = Annotated[str, _text("an address, or a network ADDRESS/BITS", "10.
 Duration = DurationNumber | DurationText
 Budget = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 ModeName = Literal["dsr-ipip", "dsr-l2", "nat"]
+Switch = Literal["true", "false"]  # as YAML writes them; scalars are read as text
 
 
 class Shape(Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +117,7 @@ class SettingsFile(Shape, frozen=True):
         _NODE.hash_seed
     )
     mode: ModeName = _SERVICE.mode.value
-    echo: bool = _NODE.echo
+    echo: Switch = "true" if _NODE.echo else "false"
     ipip: Ipip = Ipip()
     nat: Nat = Nat()
     budgets: Budgets = Budgets()
@@ -190,7 +191,7 @@ class ServiceEntry(Shape, frozen=True):
     )
     backends: list[BackendText | BackendEntry] | BackendText = []
     mode: ModeName | UnsetType = UNSET
-    echo: bool | UnsetType = UNSET
+    echo: Switch | UnsetType = UNSET
     health: Literal["none", "tcp"] | Health | UnsetType = UNSET
     idle: Idle = Idle()
     udp_window: Duration = _SERVICE.udp_window_s

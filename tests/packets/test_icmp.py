@@ -14,6 +14,7 @@ from scapy.layers.inet6 import (
     ICMPv6PacketTooBig,
     ICMPv6TimeExceeded,
     IPv6,
+    IPv6ExtHdrFragment,
 )
 from scapy.packet import Packet, Raw
 
@@ -227,6 +228,31 @@ def test_of_nobodys_flow_or_with_a_foreign_quote_it_is_the_stacks(
         out = lb.run(packet)
         assert out.said == (XDP_PASS, {Reason.PASS_NOT_OURS: 1})
         assert out.data == bytes(packet)
+
+
+@pytest.mark.parametrize("mode", ["dsr-ipip", "nat"])
+def test_a_quote_of_a_first_fragment(mode: str, lb: Balancer) -> None:
+    """IPv6: what the backend sent in fragments does not fit further on."""
+    lb.add_service(VIP[6], 80, balancer.UDP, mode, BACKENDS[6], backend_port=8080)
+    sent = network(lb.run(either(balancer.UDP, CLIENT[6], VIP[6])).packet)
+    body = sent_by_vip(6, balancer.UDP).payload
+    for offset, said in (
+        (0, (XDP_TX, {Reason.SENT_ERROR_TO_BACKEND: 1})),
+        (9, (XDP_PASS, {Reason.PASS_NOT_OURS: 1})),
+    ):
+        quote = IPv6(src=VIP[6], dst=CLIENT[6]) / IPv6ExtHdrFragment(nh=17, m=1, offset=offset)
+        out = lb.run(error(6, VIP[6], quote / Raw(bytes(body))))
+        assert out.said == said
+        if offset or mode != "nat":
+            continue
+        inner = IPv6(out.data[ETH + 48 :])
+        assert (inner.src, inner.dst) == (sent.dst, sent.src)
+        assert out.packet  # its checksums are right
+        assert (inner[UDP].sport, inner[UDP].dport) == (8080, sent[UDP].sport)
+        whole = IPv6(src=inner.src, dst=inner.dst) / inner[UDP].copy()
+        assert IPv6(bytes(whole))[UDP].chksum == inner[UDP].chksum
+        del whole[UDP].chksum
+        assert IPv6(bytes(whole))[UDP].chksum == inner[UDP].chksum
 
 
 def test_a_redirect_is_none(lb: Balancer) -> None:

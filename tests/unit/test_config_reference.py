@@ -55,7 +55,6 @@ def test_every_key_is_documented_with_its_default(section: str, shape: type[Stru
             continue  # depends on something else, which the table says in words
         words = {"required": "required", "[]": "none"}
         plain = f"{value:g}s" if isinstance(value, float) else str(value)
-        plain = plain.lower() if isinstance(value, bool) else plain
         assert told[key] == words.get(str(value), f"`{plain}`"), key
 
 
