@@ -84,20 +84,39 @@ static __always_inline void read_quote(struct xdp_md *ctx, struct packet *pkt)
 	pkt->quote = true;
 }
 
-/* The owner of an established flow on a slot that is not settled: as track() finds it. */
-static __always_inline __u32 peek(const struct packet *pkt, const struct place *p)
+/* A remembered flow's backend, to look at only; 0 = nothing speaks for it. */
+static __always_inline __u32 peek_at(const struct flow_key *key, __u32 hash, __u64 limit_ns,
+				     __u32 down)
 {
 	struct flow_at at = {};
+	__u32 id;
+	__u8 flags;
 
-	if (flow_find(&flows, config.flows_mask, &pkt->key, pkt->hash, &at)) {
-		__u64 age = (now_ns() >> FLOW_TICK_SHIFT) - flow_seen(at.word);
-		__u32 id = flow_backend(at.word);
-		__u8 flags = backend_flags(id);
+	if (!flow_find(&flows, config.flows_mask, key, hash, &at))
+		return 0;
+	id = flow_backend(at.word);
+	flags = backend_flags(id);
+	if (!(flags & BACKEND_KNOWN) ||
+	    older((now_ns() >> FLOW_TICK_SHIFT) - flow_seen(at.word), limit_ns))
+		return 0;
+	return flags & BACKEND_UP ? id : down;
+}
 
-		if (flags & BACKEND_KNOWN &&
-		    !older(age, idle_limit(flow_state(at.word), p->idle_ns) + TOUCH_NS))
-			return flags & BACKEND_UP ? id : p->cur;
+/* The owner of an established flow, where the slot alone does not say: as track() finds it. */
+static __always_inline __u32 peek(const struct packet *pkt, const struct place *p,
+				  struct nat_scratch *s)
+{
+	__u32 id = peek_at(&pkt->key, pkt->hash, p->idle_ns + TOUCH_NS, p->cur);
+
+	if (!id && p->flags & SVC_AFFINITY) {
+		struct svc_options *o = bpf_map_lookup_elem(&svc_options, &s->svc);
+
+		client_key(pkt, s->svc, &s->key);
+		if (o)
+			id = peek_at(&s->key, client_hash(&pkt->key, s->svc), o->affinity_ns, 0);
 	}
+	if (id)
+		return id;
 	return p->state == SLOT_MOVING && is_up(p->prev) ? p->prev : p->cur;
 }
 
@@ -125,7 +144,8 @@ __noinline __u64 look_quote(struct packet *pkt)
 					      word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
 	if (s->mode == MODE_NONE || !find_place(pkt, service, &p))
 		return word_of(verdict(XDP_DROP, REASON_DROP_BAD_TABLE));
-	s->backend = p.state == SLOT_SETTLED && !(p.flags & SVC_AFFINITY) ? p.cur : peek(pkt, &p);
+	s->backend =
+		p.state == SLOT_SETTLED && !(p.flags & SVC_AFFINITY) ? p.cur : peek(pkt, &p, s);
 	return s->backend ? LOOK_FOUND : word_of(verdict(XDP_DROP, REASON_DROP_NO_BACKEND));
 }
 

@@ -118,6 +118,15 @@ def test_a_large_datagram_arrives_whole(
 
 
 @versions
+@modes
+def test_of_services_that_hash_by_client(version: int, mode: str, outer: int, lb: Balancer) -> None:
+    made = lb.add_service(VIP[version], 80, balancer.UDP, mode, BACKENDS[outer or version])
+    made.ask(hash_client=True, affinity_ns=10**12)
+    parts = sent(lb, fragments_of(big(version, balancer.UDP)))
+    assert len({part.dst for part in parts}) == 1
+
+
+@versions
 @protos
 def test_a_large_reply_is_translated_back(version: int, proto: int, lb: Balancer) -> None:
     lb.add_service(VIP[version], 80, proto, "nat", BACKENDS[version], backend_port=8080)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
-    ICMPv6EchoRequest,
     ICMPv6PacketTooBig,
     ICMPv6TimeExceeded,
     IPv6,
@@ -20,7 +20,7 @@ from scapy.packet import Packet, Raw
 
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
 from tests.packets import balancer
-from tests.packets.balancer import BACKEND_MAC, Balancer, Out, Reason, Service, mapped
+from tests.packets.balancer import BACKEND_MAC, Balancer, Reason, Service
 from tests.packets.frames import ETH, OWN_MAC, ROUTER_MAC, either, ether, ip, network, tcp
 
 CLIENT = {4: "192.0.2.1", 6: "2001:db8:c::1"}
@@ -211,6 +211,31 @@ def test_on_a_moving_slot_it_follows_the_flow(version: int, mode: str, lb: Balan
 
 
 @versions
+@pytest.mark.parametrize("mode", ["dsr-ipip-4", "nat"])
+def test_services_that_hash_by_client_or_remember_clients(
+    version: int, mode: str, lb: Balancer
+) -> None:
+    """The quote's flow has the hash, and the entry, that its packets have."""
+    family = 4 if mode == "dsr-ipip-4" else version
+    made = lb.add_service(VIP[version], 80, balancer.UDP, mode[:8], BACKENDS[family])
+    made.ask(hash_client=True, affinity_ns=10**12)
+    wanted = {}
+    for number in range(1, 30):
+        client = str(ip_address(CLIENT[version]) + number)
+        sent = lb.run(either(balancer.UDP, client, VIP[version]))
+        assert sent.reasons == {Reason.SENT_TO_BACKEND: 1}
+        wanted[client] = sent.packet.payload.dst
+    # What is remembered counts, not what the slots say by now.
+    made.set_slots(made.backends[0])
+    assert len(set(wanted.values())) == 2
+    for client, to in wanted.items():
+        reply = either(balancer.UDP, VIP[version], client, sport=80, dport=40000)
+        out = lb.run(error(version, VIP[version], network(reply.__class__(bytes(reply)))))
+        assert out.reasons == {Reason.SENT_ERROR_TO_BACKEND: 1}
+        assert out.packet.payload.dst == to
+
+
+@versions
 def test_of_nobodys_flow_or_with_a_foreign_quote_it_is_the_stacks(
     version: int, lb: Balancer
 ) -> None:
@@ -311,71 +336,3 @@ def test_a_quoted_datagram_without_a_checksum_stays_without(lb: Balancer) -> Non
     out = lb.run(error(4, VIP[4], quote))
     assert out.said == (XDP_TX, {Reason.SENT_ERROR_TO_BACKEND: 1})
     assert quote_of(out.packet, 4)[UDP].chksum == 0
-
-
-# Echo ----------------------------------------------------------------------------------------
-
-
-def ping(version: int, src: str, dst: str, **fields: Any) -> Packet:
-    data = b"abcdefgh" * 7 + b"x"
-    echo = ICMP(id=7, seq=3) if version == 4 else ICMPv6EchoRequest(id=7, seq=3, data=data)
-    body = echo / Raw(data) if version == 4 else echo
-    return ether(ip(src, dst, **fields) / body)
-
-
-def answer_echo(lb: Balancer, vip: str, svc: int) -> None:
-    value = lb.map("echo").new_values(1)[0]
-    value["svc"] = svc
-    key = lb.map("echo").new_keys(1)[0]
-    key["vip"] = mapped(vip)
-    lb.map("echo").update(key, value)
-
-
-def pinged(lb: Balancer, packet: Packet) -> Out:
-    version = 4 if IP in packet else 6
-    made = lb.add_service(VIP[version], backends=BACKENDS[version])
-    answer_echo(lb, VIP[version], made.id)
-    return lb.run(packet)
-
-
-@versions
-def test_echo_is_answered(version: int, lb: Balancer) -> None:
-    packet = ping(version, CLIENT[version], VIP[version], ttl=3)
-    out = pinged(lb, packet)
-    assert out.said == (XDP_TX, {Reason.SENT_ECHO_REPLY: 1})
-    assert (out.packet.src, out.packet.dst) == (OWN_MAC, ROUTER_MAC)
-    reply = network(out.packet)
-    assert (reply.src, reply.dst) == (VIP[version], CLIENT[version])
-    assert (reply.ttl if version == 4 else reply.hlim) == 64
-    start = ETH + (20 if version == 4 else 40)
-    assert out.data[start] == (0 if version == 4 else 129)
-    assert out.data[start + 4 :] == bytes(packet)[start + 4 :]
-    assert lb.counts("svc_stats")[1]["packets"] == 1
-
-
-@versions
-def test_echo_for_another_address_is_the_stacks(version: int, lb: Balancer) -> None:
-    packet = ping(version, CLIENT[version], ROUTER[version])
-    out = pinged(lb, packet)
-    assert out.said == (XDP_PASS, {Reason.PASS_NOT_OURS: 1})
-    assert out.data == bytes(packet)
-
-
-@pytest.mark.parametrize(
-    "packet",
-    [
-        ping(4, "224.0.0.1", VIP[4]),
-        ping(4, "255.255.255.255", VIP[4]),
-        ping(4, "127.0.0.1", VIP[4]),
-        ping(4, "0.0.0.0", VIP[4]),
-        ping(6, "ff02::1", VIP[6]),
-        ping(6, "::", VIP[6]),
-        ping(4, CLIENT[4], VIP[4], flags="MF"),
-        ping(4, CLIENT[4], VIP[4], options=[IPOption_NOP()] * 4),
-    ],
-    ids=["multicast", "broadcast", "loopback", "none", "multicast 6", "none 6", "part", "options"],
-)
-def test_what_is_not_to_be_answered_is_the_stacks(packet: Packet, lb: Balancer) -> None:
-    out = pinged(lb, packet)
-    assert out.verdict == XDP_PASS
-    assert out.data == bytes(packet)

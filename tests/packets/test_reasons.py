@@ -29,7 +29,8 @@ from tests.packets.frames import (
 )
 from tests.packets.hooked import HOOKS, hooked
 from tests.packets.private import FORWARDING, in_namespace
-from tests.packets.test_icmp import error, ping, pinged
+from tests.packets.test_echo import ping, pinged
+from tests.packets.test_icmp import error
 from tests.packets.test_nexthops import NETWORK
 
 CLIENT, VIP, BACKEND = "192.0.2.1", "203.0.113.1", "10.0.0.1"

@@ -14,7 +14,8 @@ from shunt.kern.libbpf import XDP_PASS, XDP_REDIRECT, XDP_TX
 from tests.packets import balancer
 from tests.packets.balancer import BACKEND_MAC, Balancer, Out, Reason
 from tests.packets.frames import OWN_MAC, ROUTER_MAC, either, network, tcp, udp, verify
-from tests.packets.test_icmp import error, ping, pinged
+from tests.packets.test_echo import ping, pinged
+from tests.packets.test_icmp import error
 
 CLIENT = {4: "192.0.2.1", 6: "2001:db8:c::1"}
 VIP = {4: "203.0.113.1", 6: "2001:db8:a::1"}
