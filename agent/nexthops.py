@@ -45,11 +45,18 @@ class NextHop:
     mtu: int
     saddr: IPAddress | None  # this host's address towards it
     dmac: bytes | None = None
+    port: int = 0  # frames leave by this ifindex, below the device's VLANs; 0: by the device
+    tags: int = 0  # and have these tags there
 
     @property
     def key(self) -> tuple[int, IPAddress, IPAddress | None]:
         """Next hops with equal keys share an element of the map."""
-        return self.ifindex, self.via, self.saddr
+        return self.way, self.via, self.saddr
+
+    @property
+    def way(self) -> int:
+        """ifindex and tags as one word of `struct nexthop_val`."""
+        return (self.port or self.ifindex) | self.tags << 32
 
 
 def decide(route: Route, neighbour: Neighbour | None) -> NextHop | ShuntError:
@@ -77,6 +84,8 @@ def decide(route: Route, neighbour: Neighbour | None) -> NextHop | ShuntError:
         mtu=min(route.mtu, MTU_MAX),
         saddr=route.source,
         dmac=neighbour.usable_mac if neighbour is not None else None,
+        port=route.port,
+        tags=route.tags,
     )
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from shunt.agent.apply import Applier, sync_ports
+from shunt.agent.batches import in_batches
 from shunt.agent.checks import Checks, Key
+from shunt.agent.echo import Echo
 from shunt.agent.flush import flush
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
 from shunt.agent.observing import Observing
@@ -43,8 +45,6 @@ from shunt.xdp.attach import Datapath
 log = logging.getLogger("shunt")
 
 WEIGHT_MAX = 65535
-# So many services are changed before others on the event loop get a turn.
-BATCH = 50
 
 
 @dataclass
@@ -97,6 +97,7 @@ class Node:
         self.planner = Planner(self.tables)
         self.applier = Applier(self.tables, time.monotonic_ns, self.wiring.index_of)
         self.scanner = Scanner(self.tables)
+        self.echo = Echo(self.datapath.maps["echo"])
         self.nexthops = NextHops(self._hops_changed, macs_changed=lambda: self.upkeep.wire(()))
         self.upkeep = Upkeep(self.tables, self.checks, self.nexthops, self.wiring)
         self.prober = self.checks.prober
@@ -158,10 +159,10 @@ class Node:
         if before is not None and changed:
             self.datapath.load(settings)
         names: set[str] | None = None
-        if before is not None and not self._unsure:
+        if before is not None and not self._unsure and before.settings.echo == settings.echo:
             names = differing(before.services, configuration.services)
         self._unsure = True  # until all of it is in force: after an error everything is looked at
-        for some in [None] if names is None else self._batches(names):
+        for some in [None] if names is None else in_batches(self.tables, self._services, names):
             self.upkeep.watch(self._services, some)
             self.upkeep.wire(None if some is None else ())
             self.reconcile(some and [target_name(name, p) for name in some for p in Protocol])
@@ -173,27 +174,6 @@ class Node:
         sync_ports(self.tables, range(settings.nat_port_min, last + 1))
         if changed:
             self.datapath.attach(settings.interfaces, settings.xdp_mode)
-
-    def _batches(self, names: set[str]) -> list[list[str]]:
-        """Services to be changed together: first all between which a frontend moves.
-
-        And those whose change may be refused: then nothing has changed.
-        """
-        t = self.tables
-        together: set[str] = set()
-        for name in names & self._services.keys():
-            for place in (t.placed[n] for n in self._targets_of(name) if n in t.placed):
-                by_client = bool(t.svc["flags"][place.svc] & t.svc_flag["HASH_CLIENT"])
-                if by_client is not (self._services[name].hash_by == "client"):
-                    together.add(name)
-            for frontend in self._services[name].frontends():
-                own = t.placed.get(target_name(name, frontend.protocol))
-                svc = t.frontends.get(frontend)
-                if svc and (own is None or own.svc != svc):
-                    together |= {name, t.name_of(svc).rpartition("/")[0]}
-        rest = sorted(names - together)
-        batches = [rest[at : at + BATCH] for at in range(0, len(rest), BATCH)]
-        return [sorted(together), *batches] if together else batches
 
     def _check_change(self, before: Configuration, after: Configuration) -> None:
         for name in ("limits", "hash_seed", "xdp_mode"):
@@ -273,6 +253,7 @@ class Node:
             for name in names - want.keys():
                 self.want.pop(name, None)
             self.want.update((name, want[name]) for name in names & want.keys())
+        self.echo.update(names, self.want, self.tables.placed, self._answers_echo)
         self._gone.clear()
         if cleared := [write for write in writes if isinstance(write, ClearBackend)]:
             self.upkeep.forget(cleared)
@@ -286,6 +267,11 @@ class Node:
         """Their targets, wanted or still in the maps."""
         names = [target_name(service, p) for service in services for p in Protocol]
         return [n for n in names if n in self.want or n in self.tables.placed]
+
+    def _answers_echo(self, service: str) -> bool:
+        assert self.configuration is not None
+        own = self._services[service].echo
+        return self.configuration.settings.echo if own is None else own
 
     # Events ----------------------------------------------------------------------------------
 

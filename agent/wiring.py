@@ -37,7 +37,7 @@ class Wiring:
         for i in np.flatnonzero(self._records["ifindex"]).tolist():
             saddr = self._records["saddr"][i].tobytes()
             key = (
-                int(self._records["ifindex"][i]),
+                int(self._records["ifindex"][i]) | int(self._records["tags"][i]) << 32,
                 unmapped(self._records["addr"][i].tobytes()),
                 unmapped(saddr) if any(saddr) else None,
             )
@@ -85,7 +85,8 @@ class Wiring:
     def _describe(self, i: int, hop: NextHop) -> None:
         """What stays as long as the element is this next hop."""
         self._words[i] = 0
-        self._records["ifindex"][i] = hop.ifindex
+        self._records["ifindex"][i] = hop.way & 0xFFFFFFFF
+        self._records["tags"][i] = hop.way >> 32
         self._records["saddr"][i] = _raw(mapped(hop.saddr) if hop.saddr else bytes(16))
         self._records["addr"][i] = _raw(mapped(hop.via))
 

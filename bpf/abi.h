@@ -14,7 +14,7 @@
 #include "../xdp/shunt_hook.h"
 
 /* Raised when the meaning of a pinned map changes without its size changing. */
-enum abi { ABI_VERSION = 2 };
+enum abi { ABI_VERSION = 3 };
 
 /* Why a packet left the program the way it did: index of map `reasons`.
  * The prefix is the class: PASS_ (to this host's stack), SENT_ (to a backend
@@ -22,20 +22,24 @@ enum abi { ABI_VERSION = 2 };
 enum reason {
 	REASON_PASS_NOT_IP,
 	REASON_PASS_NOT_OURS,	     /* no service has this port, or this address and port */
-	REASON_PASS_FRAGMENT,	     /* has no ports to look at */
+	REASON_PASS_FRAGMENT,	     /* its first fragment, which has the ports, was not sent on */
 	REASON_PASS_MALFORMED,	     /* shorter than its headers say; the stack counts it too */
+	REASON_PASS_TO_FRAGMENT,     /* wrapped, too big and without DF: the stack fragments it */
 	REASON_SENT_TO_BACKEND,
 	REASON_SENT_TO_CLIENT,	     /* a translated reply */
+	REASON_SENT_ERROR_TO_BACKEND, /* an ICMP error, to the backend of the flow it quotes */
+	REASON_SENT_ERROR_TO_CLIENT, /* nat: an ICMP error about a client's packet */
+	REASON_SENT_ECHO_REPLY,	     /* for a VIP with a live backend */
 	REASON_SENT_RST_NO_BACKEND,  /* TCP to a service with no backend */
 	REASON_SENT_UNREACHABLE,     /* UDP to a service with no backend */
 	REASON_SENT_RST_NO_FLOW,     /* nat: not a SYN, and no flow is known */
 	REASON_SENT_TOO_BIG,	     /* does not fit the next hop; its sender was told the MTU */
 	REASON_DROP_NO_BACKEND,	     /* none, and an answer was not due (an RST) or over its budget */
-	REASON_DROP_TOO_BIG,	     /* and the sender could not be told (over the budget) */
+	REASON_DROP_TOO_BIG,	     /* and its sender is not to be told: no DF, or over the budget */
 	REASON_DROP_NO_NEXTHOP,	     /* neither the agent nor the FIB knows the neighbour */
 	REASON_DROP_TTL_EXPIRED,
 	REASON_DROP_NO_HEADROOM,     /* the driver left no room for an outer header */
-	REASON_DROP_NAT_NO_FLOW,     /* an RST for a flow that is not known */
+	REASON_DROP_NAT_NO_FLOW,     /* an RST, ICMP error or fragment of a flow that is not known */
 	REASON_DROP_NAT_NO_PORT,     /* every port tried is taken towards this backend */
 	REASON_DROP_NAT_TABLE_FULL,
 	REASON_DROP_NAT_NO_SOURCE,   /* no address of this host in the backend's family */
@@ -59,6 +63,8 @@ enum event {
 	EVENT_NAT_ADOPTED,	/* another processor translated the flow first */
 	EVENT_FIB_FALLBACK,	/* the next hop came from the FIB helper */
 	EVENT_SAMPLE_LOST,	/* the ring of samples was full */
+	EVENT_FRAGMENT_FIRST,	/* remembered, so that the next ones follow it */
+	EVENT_FRAGMENT_LATE,	/* its first was seen too long ago */
 	EVENT_COUNT,
 };
 
@@ -204,8 +210,8 @@ struct nexthop_val {	 /* map nexthops, by index; mmap-ed. Index 0 is never resol
 	__u16  mtu;
 	__u8   smac[6];
 	__u16  pad0;
-	__u32  ifindex;
-	__u32  pad1;
+	__u32  ifindex; /* without the device's own VLANs */
+	__u32  tags;	 /* of its frames: bpf/vlan.h */
 	__u8   saddr[16]; /* this host's address towards it; zero = none */
 	__u8   addr[16];  /* the gateway, or the on-link backend: for people and restarts */
 };
@@ -288,7 +294,7 @@ struct last_hop {
 	__u8  own[6];	 /* whom it was sent to: this host */
 	__u16 pad1;
 	__u32 ifindex;
-	__u32 pad2;
+	__u32 tags;	 /* of the frame, without priorities: bpf/vlan.h */
 };
 
 /* `word` is read by one load: the kernel recycles a deleted element's memory under its readers,
@@ -323,11 +329,48 @@ struct nat_rev_val {	 /* map nat_rev, value */
 	struct last_hop back;
 };
 
+/* A datagram whose first fragment was sent on. */
+struct fragment_key {	 /* map fragments, key */
+	__u8  saddr[16];
+	__u8  daddr[16];
+	__u32 id;	 /* as it stands in the header */
+	__u32 proto;	 /* IPv4 only: in IPv6 it is no part of what names a datagram */
+};
+
+struct fragment_val {	 /* map fragments, value: what only the first one says */
+	__u64  seen_ns;
+	__u32  svc;
+	__u32  backend;	 /* 0: a reply in mode nat, to a client */
+	__u32  hash;	 /* of the flow, as its service wants it */
+	__be16 sport;
+	__be16 dport;
+	__u8   proto;
+	__u8   pad[7];
+};
+
 /* Too large for the stack; packets of one processor are handled one after the other. */
 struct nat_scratch {	 /* map scratch: per processor, one element */
 	struct nat_fwd_val fwd;
 	struct nat_rev_val rev;
 	struct flow_key key;
+	/* Of what is no plain packet: bpf/other.h. */
+	struct flow_key to;	 /* mode nat: the tuple as it leaves */
+	struct fragment_key fragment;
+	struct last_hop back;	 /* to a client */
+	__u32 svc;
+	__u32 backend;		 /* 0: to a client */
+	__u32 mode;
+	__u32 pad;
+	__u8 fib[64];		 /* struct bpf_fib_lookup */
+};
+
+/* A VIP that answers echo requests, as long as the agent has it here. */
+struct echo_key {	 /* map echo, key */
+	__u8 vip[16];	 /* IPv6, or IPv4-mapped */
+};
+
+struct echo_val {	 /* map echo, value */
+	__u32 svc;	 /* for whom it is counted */
 };
 
 struct ports_val {	 /* map ports: TCP's 1,024 words, then UDP's; mmap-ed */

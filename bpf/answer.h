@@ -205,10 +205,20 @@ static __always_inline struct verdict refuse(struct xdp_md *ctx, const struct pa
 	return verdict(XDP_DROP, REASON_DROP_NO_BACKEND);
 }
 
+/* An IPv4 packet whose sender leaves it to routers to make it fit. */
+static __always_inline bool may_fragment(struct xdp_md *ctx)
+{
+	struct iphdr *ip = at(ctx, ETH_HLEN);
+
+	return (void *)(ip + 1) <= end(ctx) && !(ip->frag_off & bpf_htons(IP_DF));
+}
+
+/* Only a sender that has set DF has asked to be told (RFC 1191, 3); and nobody is told of an error
+ * about an error (RFC 1122, 3.2.2). */
 static __always_inline struct verdict too_big(struct xdp_md *ctx, const struct packet *pkt,
 					      __u32 mtu)
 {
-	if (spend(BUDGET_ANSWERS)) {
+	if (!pkt->quote && (pkt->ipv6 || !may_fragment(ctx)) && spend(BUDGET_ANSWERS)) {
 		if (pkt->ipv6 ? answer_icmp6(ctx, pkt, ICMPV6_TOO_BIG, 0, mtu) :
 				answer_icmp4(ctx, pkt, ICMP_TOO_BIG, mtu))
 			return verdict(XDP_TX, REASON_SENT_TOO_BIG);

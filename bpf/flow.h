@@ -145,13 +145,21 @@ __noinline __u32 store_flow(const struct packet *pkt, __u64 word, __u64 old, __u
 	}
 }
 
+/* Under which a service with affinity remembers a client. */
+static __always_inline void client_key(const struct packet *pkt, __u32 svc, struct flow_key *key)
+{
+	*key = (struct flow_key){.proto = pkt->key.proto, .kind = FLOW_KIND_CLIENT};
+	__builtin_memcpy(key->saddr, pkt->key.saddr, 16);
+	*(__u64 *)key->daddr = svc;
+}
+
 /* The backend for a new connection of this client: the one that its last had, while it takes new
  * ones; else `fallback`, which is then remembered. */
 __noinline __u32 affine_backend(const struct packet *pkt, __u32 svc, __u32 fallback)
 {
 	struct svc_options *o = bpf_map_lookup_elem(&svc_options, &svc);
 	const __u8 usable = BACKEND_KNOWN | BACKEND_UP;
-	struct flow_key key __attribute__((aligned(8))) = {};
+	struct flow_key key __attribute__((aligned(8)));
 	__u64 now = now_ns(), word, age;
 	struct flow_at at = {};
 	__u32 hash;
@@ -159,10 +167,7 @@ __noinline __u32 affine_backend(const struct packet *pkt, __u32 svc, __u32 fallb
 	if (!pkt || !o)
 		return fallback;
 	hash = client_hash(&pkt->key, svc);
-	__builtin_memcpy(key.saddr, pkt->key.saddr, 16);
-	*(__u64 *)key.daddr = svc;
-	key.proto = pkt->key.proto;
-	key.kind = FLOW_KIND_CLIENT;
+	client_key(pkt, svc, &key);
 	if (flow_find(&flows, config.flows_mask, &key, hash, &at)) {
 		__u32 id = flow_backend(at.word);
 

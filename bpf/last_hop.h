@@ -3,9 +3,10 @@
 #ifndef SHUNT_LAST_HOP_H
 #define SHUNT_LAST_HOP_H
 
-#include "parse.h"
+#include "vlan.h"
 
-static __always_inline bool learn_hop(struct xdp_md *ctx, struct last_hop *hop)
+static __always_inline bool learn_hop(struct xdp_md *ctx, const struct packet *pkt,
+				      struct last_hop *hop)
 {
 	struct ethhdr *eth = at(ctx, 0);
 
@@ -15,8 +16,8 @@ static __always_inline bool learn_hop(struct xdp_md *ctx, struct last_hop *hop)
 	__builtin_memcpy(hop->own, eth->h_dest, ETH_ALEN);
 	hop->pad0 = 0;
 	hop->pad1 = 0;
-	hop->pad2 = 0;
 	hop->ifindex = ctx->ingress_ifindex;
+	hop->tags = tags_of(pkt);
 	return true;
 }
 

@@ -37,6 +37,7 @@ ARRAY_MAP(nexthops, struct nexthop_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(flows, struct flow_line, 1024, BPF_F_MMAPABLE);
 HASH_MAP(nat_fwd, struct flow_key, struct nat_fwd_val, 1024);
 HASH_MAP(nat_rev, struct flow_key, struct nat_rev_val, 1024);
+HASH_MAP(echo, struct echo_key, struct echo_val, 1024);
 PERCPU_MAP(reasons, struct count, REASON_COUNT);
 PERCPU_MAP(events, struct event_count, EVENT_COUNT);
 ARRAY_MAP(svc_stats, struct count, 1024, BPF_F_MMAPABLE);
@@ -45,6 +46,14 @@ PERCPU_MAP(budget, struct budget_val, 1);
 PERCPU_MAP(scratch, struct nat_scratch, 1);
 PERCPU_MAP(hook_state, struct hook_state, 1);
 PERCPU_MAP(hook_stats, struct count, HOOK_POSITIONS *HOOK_RESULTS);
+
+/* LRU: a datagram is worth remembering for as long as its fragments take to come. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment_val);
+} fragments SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

@@ -106,7 +106,7 @@ static __noinline bool nat_create(struct xdp_md *ctx, const struct packet *pkt,
 	};
 	__builtin_memcpy(s->rev.client, pkt->key.saddr, 16);
 	__builtin_memcpy(s->rev.vip, pkt->key.daddr, 16);
-	if (!learn_hop(ctx, &s->rev.back) || !claim_port(pkt, t, s, why))
+	if (!learn_hop(ctx, pkt, &s->rev.back) || !claim_port(pkt, t, s, why))
 		return false;
 
 	s->fwd = (struct nat_fwd_val){
@@ -191,7 +191,7 @@ static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct
 	now = now_ns();
 	if ((__s64)(now - fwd->seen_ns) > (__s64)TOUCH_NS)
 		WRITE_ONCE(fwd->seen_ns, now);
-	if (learn_hop(ctx, &hop) && !same_hop(&hop, &fwd->from))
+	if (learn_hop(ctx, pkt, &hop) && !same_hop(&hop, &fwd->from))
 		move_last_hop(&t->to, fwd, &hop);
 	return RECALLED;
 }
@@ -260,6 +260,7 @@ static __noinline bool nat_reply(struct xdp_md *ctx, const struct packet *pkt, s
 	to.proto = pkt->key.proto;
 	set_macs(&hop, *(__u64 *)rev->back.peer, *(__u64 *)rev->back.own);
 	hop.ifindex = rev->back.ifindex;
+	hop.tags = rev->back.tags;
 	if (word >> 32 != pkt->hash || READ_ONCE(rev->word) != word)
 		return false; /* recycled under us */
 	if (closes(pkt))

@@ -46,6 +46,13 @@ static __always_inline bool within_rate(const struct packet *pkt, __u32 svc,
 	return true;
 }
 
+static __always_inline void hash_by_client(struct packet *pkt)
+{
+	const __u32 own = (1U << HASH_OWN_BITS) - 1;
+
+	pkt->hash = (client_hash(&pkt->key, 0) & ~own) | (pkt->hash & own);
+}
+
 /* Whether the packet may go on; otherwise `*why` says why not. May change the packet's hash. */
 static __noinline bool apply_options(struct packet *pkt, __u32 svc, __u32 flags, enum reason *why)
 {
@@ -60,11 +67,8 @@ static __noinline bool apply_options(struct packet *pkt, __u32 svc, __u32 flags,
 	*why = REASON_DROP_RATE_LIMITED;
 	if (flags & SVC_RATE && opens(pkt) && !within_rate(pkt, svc, o))
 		return false;
-	if (flags & SVC_HASH_CLIENT) {
-		const __u32 own = (1U << HASH_OWN_BITS) - 1;
-
-		pkt->hash = (client_hash(&pkt->key, 0) & ~own) | (pkt->hash & own);
-	}
+	if (flags & SVC_HASH_CLIENT)
+		hash_by_client(pkt);
 	return true;
 }
 

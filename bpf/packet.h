@@ -12,7 +12,11 @@
 #include <bpf/bpf_endian.h>
 
 #define IP_MF	  0x2000
+#define IP_DF	  0x4000
 #define IP_OFFSET 0x1fff
+
+#define IPV6_MF	    0x0001
+#define IPV6_OFFSET 0xfff8
 
 #define NEXTHDR_HOP	 0
 #define NEXTHDR_ROUTING	 43

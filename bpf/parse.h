@@ -29,6 +29,11 @@ struct packet {
 	__u16 l4;	/* offset of the transport header in the frame */
 	__u8 tcp_flags;
 	bool ipv6;
+	bool quote;	    /* an ICMP error; key is of the packet it quotes, reversed */
+	bool first;	    /* the first of several fragments */
+	__u16 quoted_ports; /* where the quote has them in the frame */
+	__u32 fragment_id;
+	__u32 tag[2]; /* VLAN tags as they stood in the frame, the outer one first; 0 = none */
 };
 
 static __always_inline bool is_zero(const __u8 *addr)
@@ -103,24 +108,61 @@ static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct packet *pkt, e
 	*why = REASON_PASS_MALFORMED;
 	if ((void *)(ip + 1) > end(ctx) || ip->version != 4 || ip->ihl < 5)
 		return false;
-	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)) {
-		*why = REASON_PASS_FRAGMENT;
-		return false;
-	}
 	pkt->ipv6 = false;
 	pkt->ip_len = bpf_ntohs(ip->tot_len);
 	pkt->l4 = ETH_HLEN + ip->ihl * 4;
 	pkt->key.proto = ip->protocol;
 	map_ipv4(pkt->key.saddr, ip->saddr);
 	map_ipv4(pkt->key.daddr, ip->daddr);
+	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)) {
+		pkt->fragment_id = ip->id;
+		pkt->first = !(ip->frag_off & bpf_htons(IP_OFFSET));
+		*why = REASON_PASS_FRAGMENT;
+		return pkt->first;
+	}
 	return true;
+}
+
+/* From the first extension header of IPv6, of type `next`, to the transport header. Returns what the
+ * packet has there, or -1. Not static: verified once. */
+__noinline int skip_extensions(struct xdp_md *ctx, struct packet *pkt, __u32 next)
+{
+	__u32 offset = ETH_HLEN + sizeof(struct ipv6hdr);
+
+	if (!pkt)
+		return -1;
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		__u8 *ext;
+
+		if (next != NEXTHDR_FRAGMENT && next != NEXTHDR_HOP && next != NEXTHDR_ROUTING &&
+		    next != NEXTHDR_DEST)
+			break;
+		if (offset > MAX_L4_OFFSET)
+			return -1;
+		ext = at(ctx, offset);
+		if ((void *)(ext + 8) > end(ctx))
+			return -1;
+		if (next == NEXTHDR_FRAGMENT) {
+			__be16 where = *(__be16 *)(ext + 2);
+
+			pkt->fragment_id = *(__be32 *)(ext + 4);
+			if (where & bpf_htons(IPV6_OFFSET))
+				return NEXTHDR_FRAGMENT;
+			pkt->first = where & bpf_htons(IPV6_MF) ? 1 : 0;
+			offset += 8;
+		} else {
+			offset += (ext[1] + 1) * 8;
+		}
+		next = ext[0];
+	}
+	pkt->l4 = offset;
+	return next;
 }
 
 static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *pkt, enum reason *why)
 {
 	struct ipv6hdr *ip = at(ctx, ETH_HLEN);
-	__u32 offset = ETH_HLEN + sizeof(*ip);
-	__u8 next;
+	int next;
 
 	*why = REASON_PASS_MALFORMED;
 	if ((void *)(ip + 1) > end(ctx) || ip->version != 6)
@@ -129,25 +171,17 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *pkt, e
 	pkt->ip_len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	__builtin_memcpy(pkt->key.saddr, &ip->saddr, 16);
 	__builtin_memcpy(pkt->key.daddr, &ip->daddr, 16);
+	pkt->l4 = ETH_HLEN + sizeof(*ip);
 	next = ip->nexthdr;
-	for (int i = 0; i < MAX_EXTENSIONS; i++) {
-		__u8 *ext;
-
+	if (next != IPPROTO_TCP && next != IPPROTO_UDP && next != IPPROTO_ICMPV6) {
+		next = skip_extensions(ctx, pkt, next);
+		if (next < 0)
+			return false;
 		if (next == NEXTHDR_FRAGMENT) {
 			*why = REASON_PASS_FRAGMENT;
 			return false;
 		}
-		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_DEST)
-			break;
-		if (offset > MAX_L4_OFFSET)
-			return false;
-		ext = at(ctx, offset);
-		if ((void *)(ext + 2) > end(ctx))
-			return false;
-		next = ext[0];
-		offset += (ext[1] + 1) * 8;
 	}
-	pkt->l4 = offset;
 	pkt->key.proto = next;
 	return true;
 }

@@ -6,15 +6,15 @@
 #include "checksum.h"
 #include "parse.h"
 
-/* From the tuple in the packet to another, TTL and checksums included. */
-static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt,
-				    const struct flow_key *to)
+static __always_inline __u64 address_change(const struct packet *pkt, const struct flow_key *to)
 {
-	__u64 addresses = csum_add(csum_sub(0, &pkt->key, 8), to, 8);
-	__u64 all =
-		addresses + (__u16)~pkt->key.sport + (__u16)~pkt->key.dport + to->sport + to->dport;
-	__u16 *check;
+	return csum_add(csum_sub(0, &pkt->key, 8), to, 8);
+}
 
+/* The addresses alone; `change` is what their sum changes by. */
+static __always_inline bool write_addresses(struct xdp_md *ctx, const struct packet *pkt,
+					    const struct flow_key *to, __u64 change)
+{
 	if (pkt->ipv6) {
 		struct ipv6hdr *ip = at(ctx, ETH_HLEN);
 
@@ -30,8 +30,22 @@ static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt
 		ip->saddr = ipv4_of(to->saddr);
 		ip->daddr = ipv4_of(to->daddr);
 		/* The mapped prefixes cancel out. */
-		ip->check = csum_fold((__u64)(__u16)~ip->check + addresses);
+		ip->check = csum_fold((__u64)(__u16)~ip->check + change);
 	}
+	return true;
+}
+
+/* From the tuple in the packet to another, checksums included. */
+static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt,
+				    const struct flow_key *to)
+{
+	__u64 addresses = address_change(pkt, to);
+	__u64 all =
+		addresses + (__u16)~pkt->key.sport + (__u16)~pkt->key.dport + to->sport + to->dport;
+	__u16 *check;
+
+	if (!write_addresses(ctx, pkt, to, addresses))
+		return false;
 	if (pkt->l4 > MAX_L4_OFFSET)
 		return false;
 	if (pkt->key.proto == IPPROTO_TCP) {

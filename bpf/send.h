@@ -6,9 +6,9 @@
 #include "answer.h"
 #include "checksum.h"
 #include "flow.h"
+#include "vlan.h"
 
 #define OUTER_TTL 64
-#define IPV4_DF	  0x4000
 
 /* As words, since a copy of bytes into a frame is compiled byte by byte. Little-endian. */
 struct hop {
@@ -16,6 +16,7 @@ struct hop {
 	__u32 rest; /* the source's last four */
 	__u16 mtu;
 	__u32 ifindex;
+	__u32 tags;
 };
 
 static __always_inline void set_macs(struct hop *hop, __u64 dmac, __u64 smac)
@@ -31,39 +32,53 @@ static __always_inline void write_macs(void *frame, const struct hop *hop)
 	*(__u32 *)(frame + 8) = hop->rest;
 }
 
+/* Memory for what does not fit on the stack, of which a program has 512 bytes. */
+static __always_inline struct nat_scratch *own_scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
 /* The agent does not know the neighbour (yet): ask the kernel. */
 static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, __u32 ip_len,
 			       struct hop *hop)
 {
-	struct bpf_fib_lookup fib = {
+	struct nat_scratch *s = own_scratch();
+	__u64 dmac = 0, smac = 0;
+	struct bpf_fib_lookup *fib;
+	long ret;
+
+	if (!s)
+		return false;
+	fib = (struct bpf_fib_lookup *)s->fib;
+	*fib = (struct bpf_fib_lookup){
 		.ifindex = ctx->ingress_ifindex,
 		.tot_len = ip_len,
 	};
-	__u64 dmac = 0, smac = 0;
-	long ret;
-
 	if (b->flags & BACKEND_IPV6) {
-		fib.family = AF_INET6;
-		__builtin_memcpy(fib.ipv6_dst, b->addr, 16);
+		fib->family = AF_INET6;
+		__builtin_memcpy(fib->ipv6_dst, b->addr, 16);
 	} else {
-		fib.family = AF_INET;
-		fib.ipv4_dst = ipv4_of(b->addr);
+		fib->family = AF_INET;
+		fib->ipv4_dst = ipv4_of(b->addr);
 	}
 	/* As a packet that came in is routed: with BPF_FIB_LOOKUP_OUTPUT only routes that lead out
 	 * of the interface it came in on would count. */
-	ret = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	ret = bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
 	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-		hop->mtu = fib.mtu_result; /* the caller refuses before it looks at the rest */
+		hop->mtu = fib->mtu_result; /* the caller refuses before it looks at the rest */
 		return true;
 	}
 	if (ret != BPF_FIB_LKUP_RET_SUCCESS)
 		return false;
 	note(EVENT_FIB_FALLBACK);
-	__builtin_memcpy(&dmac, fib.dmac, ETH_ALEN);
-	__builtin_memcpy(&smac, fib.smac, ETH_ALEN);
+	__builtin_memcpy(&dmac, fib->dmac, ETH_ALEN);
+	__builtin_memcpy(&smac, fib->smac, ETH_ALEN);
 	set_macs(hop, dmac, smac);
 	hop->mtu = 0xffff;
-	hop->ifindex = fib.ifindex;
+	hop->ifindex = fib->ifindex;
+	hop->tags = 0;
 	return true;
 }
 
@@ -81,12 +96,18 @@ static __always_inline bool find_hop(struct xdp_md *ctx, const struct backend_va
 	set_macs(hop, word, *(__u64 *)nh->smac);
 	hop->mtu = word >> 48;
 	hop->ifindex = nh->ifindex;
+	hop->tags = nh->tags;
 	return true;
 }
 
-static __always_inline int send(struct xdp_md *ctx, __u32 ifindex)
+static __always_inline struct verdict send(struct xdp_md *ctx, const struct packet *pkt,
+					   const struct hop *hop)
 {
-	return ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+	if (hop->tags && !tag(ctx, pkt, hop->tags))
+		return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
+	return verdict(hop->ifindex == ctx->ingress_ifindex ? XDP_TX :
+							      bpf_redirect(hop->ifindex, 0),
+		       REASON_SENT_TO_BACKEND);
 }
 
 static __always_inline __u32 outer_size(const struct backend_val *b)
@@ -127,7 +148,7 @@ static __always_inline struct verdict send_l2(struct xdp_md *ctx, const struct p
 	if (frame + ETH_HLEN > end(ctx))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE); /* parsed before: cannot be */
 	write_macs(frame, hop);
-	return verdict(send(ctx, hop->ifindex), REASON_SENT_TO_BACKEND);
+	return send(ctx, pkt, hop);
 }
 
 /* DSCP and ECN go on the outer header too (RFC 6040, normal mode). */
@@ -152,7 +173,7 @@ static __always_inline void write_outer4(struct iphdr *ip, const struct packet *
 {
 	__u32 *words = (__u32 *)ip;
 	__u32 first = 0x45 | (__u32)tos << 8 | (__u32)bpf_htons(sizeof(*ip) + pkt->ip_len) << 16;
-	__u32 second = bpf_htonl(IPV4_DF);
+	__u32 second = bpf_htonl(IP_DF);
 	__u32 third = OUTER_TTL | (__u32)(pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP) << 8;
 	__u32 saddr =
 		source_word(config.ipip_saddr4, 3) | bpf_htonl(pkt->hash & config.ipip_spread4);
@@ -180,6 +201,43 @@ static __always_inline void write_outer6(struct ipv6hdr *ip, const struct packet
 	__builtin_memcpy(&ip->daddr, b->addr, 16);
 }
 
+/* RFC 2003, 5.1: a packet that may be fragmented is wrapped without DF. A program cannot make two
+ * frames of one, but the stack can, on the way to the backend. */
+static __noinline bool wrap_for_stack(struct xdp_md *ctx, const struct packet *pkt,
+				      const struct backend_val *b)
+{
+	__u8 tos = traffic_class(ctx, false);
+	struct ethhdr *from, *eth;
+	struct iphdr *ip;
+
+	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+		return false;
+	eth = at(ctx, 0);
+	from = at(ctx, sizeof(*ip));
+	ip = (void *)(eth + 1);
+	if ((void *)(from + 1) > end(ctx))
+		return false;
+	*eth = *from;
+	write_outer4(ip, pkt, b, tos);
+	/* Two that share an identifier within some seconds may be mixed up; chance is the best
+	 * that there is without a counter for each backend. */
+	ip->id = bpf_get_prandom_u32();
+	ip->frag_off = 0;
+	ip->check = 0;
+	ip->check = csum_fold(csum_add(0, ip, sizeof(*ip) / 4));
+	return true;
+}
+
+static __always_inline struct verdict outer_too_big(struct xdp_md *ctx, const struct packet *pkt,
+						    const struct backend_val *b, __u32 mtu)
+{
+	if (pkt->ipv6 || b->flags & BACKEND_IPV6 || !may_fragment(ctx))
+		return too_big(ctx, pkt, mtu);
+	if (!wrap_for_stack(ctx, pkt, b))
+		return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
+	return verdict(XDP_PASS, REASON_PASS_TO_FRAGMENT);
+}
+
 static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct packet *pkt,
 						const struct backend_val *b, const struct hop *hop)
 {
@@ -189,7 +247,7 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 	struct ethhdr *eth;
 
 	if (pkt->ip_len + outer > hop->mtu)
-		return too_big(ctx, pkt, hop->mtu - outer);
+		return outer_too_big(ctx, pkt, b, hop->mtu - outer);
 	if (outer6) {
 		if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct ipv6hdr)))
 			return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
@@ -208,7 +266,7 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 		eth->h_proto = bpf_htons(ETH_P_IP);
 	}
 	write_macs(eth, hop);
-	return verdict(send(ctx, hop->ifindex), REASON_SENT_TO_BACKEND);
+	return send(ctx, pkt, hop);
 }
 
 #endif

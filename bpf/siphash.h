@@ -26,8 +26,8 @@ static __always_inline void sip_round(struct sip *s)
 }
 
 /* SipHash-1-3 (Aumasson and Bernstein, 2012) of the tuple and the attempt: an outsider who
- * sees some ports cannot tell the next one. */
-static __noinline __u64 port_hash(const struct flow_key *key, __u64 attempt)
+ * sees some ports cannot tell the next one. Not static: verified once. */
+__noinline __u64 port_hash(const struct flow_key *key, __u64 attempt)
 {
 	const __u64 *words = (const __u64 *)key;
 	struct sip s = {
@@ -38,6 +38,8 @@ static __noinline __u64 port_hash(const struct flow_key *key, __u64 attempt)
 	};
 	__u64 last = (__u64)sizeof(*key) << 56 | attempt;
 
+	if (!key)
+		return 0;
 	for (int i = 0; i < (int)(sizeof(*key) / 8); i++) {
 		s.v3 ^= words[i];
 		sip_round(&s);

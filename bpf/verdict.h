@@ -45,6 +45,23 @@ static __always_inline struct verdict verdict(int action, enum reason reason)
 	return (struct verdict){.action = action, .reason = reason};
 }
 
+/* A verdict in one word, for functions that are verified once: those return a number. 0 is none. */
+static __always_inline __u64 word_of(struct verdict v)
+{
+	return 1 | (__u64)v.action << 1 | (__u64)v.reason << 4 | (__u64)v.svc << 12 |
+	       (__u64)v.backend << 36;
+}
+
+static __always_inline struct verdict verdict_of(__u64 word)
+{
+	return (struct verdict){
+		.action = word >> 1 & 7,
+		.reason = word >> 4 & 0xff,
+		.svc = word >> 12 & 0xffffff,
+		.backend = word >> 36,
+	};
+}
+
 static __always_inline void note(__u32 event)
 {
 	struct event_count *n = bpf_map_lookup_elem(&events, &event);

@@ -5,11 +5,20 @@ from __future__ import annotations
 
 import ctypes as c
 import errno
+import fcntl
+import mmap
 import os
+import socket
+import struct
 from dataclasses import dataclass
 
 from shunt.kern import libbpf
 from shunt.lb.errors import ShuntError
+
+# A page, less XDP's headroom, the Ethernet header, and what the kernel keeps at a buffer's end
+# (struct skb_shared_info, in cache lines).
+ONE_BUFFER_MTU = mmap.PAGESIZE - 256 - 14 - 320
+SIOCGIFMTU = 0x8921
 
 MODE_FLAGS = {"native": libbpf.XDP_FLAGS_DRV_MODE, "generic": libbpf.XDP_FLAGS_SKB_MODE}
 
@@ -79,12 +88,26 @@ def attach_xdp(prog_fd: int, ifindex: int, name: str, mode: str) -> tuple[int, s
             refused = os.strerror(e.errno or 0)
             if e.errno in (errno.EPERM, errno.ENODEV):
                 break
+    if mode == "native" and (mtu := _mtu(name)) > ONE_BUFFER_MTU:
+        raise ShuntError(
+            f"cannot attach to {name} in mode native with an MTU of {mtu}",
+            f"native XDP wants each frame in one buffer: {ONE_BUFFER_MTU} bytes at most here, and"
+            f" some drivers take less ({refused})",
+            f"ip link set dev {name} mtu {ONE_BUFFER_MTU}  # or `xdp: auto`, which falls back to"
+            " generic mode",
+        )
     raise ShuntError(
         f"cannot attach to {name} in mode {mode}",
         refused,
         "`xdp: auto` falls back to generic; a driver's native mode may want a smaller MTU"
         " (`ip -d link show`) or fewer queues (`ethtool -L`)",
     )
+
+
+def _mtu(name: str) -> int:
+    request = struct.pack("16si12x", name.encode(), 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        return int(struct.unpack_from("i", fcntl.ioctl(control, SIOCGIFMTU, request), 16)[0])
 
 
 def update(link_fd: int, prog_fd: int) -> None:

@@ -41,6 +41,9 @@ IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x08, 0x40
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RTM_F_FIB_MATCH = 0x2000
+# bpf/vlan.h
+TAG_PROVIDER, TAG_BITS, TAGS_MAX = 0x1000, 16, 2
+_ETH_P_8021AD = 0x88A8
 
 # The kernel fills at most 32 KiB of a dump at a time.
 _RECEIVE_BYTES = 1 << 16
@@ -72,6 +75,7 @@ class Link:
     loopback: bool = False
     lower: int = 0  # ifindex of the device below, or of a veth's other end
     lower_nsid: int | None = None  # set if that is in another namespace: our number for it
+    vlan: int = 0  # the tag that a VLAN device puts on: its number, and TAG_PROVIDER
 
     @property
     def ethernet(self) -> bool:
@@ -105,6 +109,8 @@ class Route:
     local: bool = False  # an address of this host
     tunnel: bool = False  # the route itself encapsulates (lwtunnel)
     advmss: int = 0  # 0: as the MTU gives
+    port: int = 0  # ifindex of the device that frames leave by, below all VLAN devices
+    tags: int = 0  # that they have there, as struct nexthop_val holds them
 
     @property
     def next_hop(self) -> IPAddress:
@@ -237,7 +243,7 @@ class Netlink:
         link = links.get(answer.get_attr("RTA_OIF") or 0)
         if link is None:
             raise _no_route(address, "its device has just gone")
-        return _to_route(address, link, answer)
+        return _to_route(address, link, answer, links)
 
     def entry(self, address: IPAddress) -> RouteEntry | None:
         """The entry of the routing table that `resolve` follows; None if it has several next hops.
@@ -297,6 +303,8 @@ def to_link(message: Any) -> Link:
     flags = message["flags"]
     mac = message.get_attr("IFLA_ADDRESS") if message["ifi_type"] == ARPHRD_ETHER else None
     info = message.get_attr("IFLA_LINKINFO")
+    kind = (info.get_attr("IFLA_INFO_KIND") or "") if info is not None else ""
+    data = info.get_attr("IFLA_INFO_DATA") if kind == "vlan" else None
     return Link(
         ifindex=message["index"],
         name=message.get_attr("IFLA_IFNAME") or "",
@@ -304,14 +312,39 @@ def to_link(message: Any) -> Link:
         mtu=message.get_attr("IFLA_MTU") or 0,
         up=bool(flags & IFF_UP),
         carrier=bool(flags & IFF_LOWER_UP),
-        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info is not None else "",
+        kind=kind,
         loopback=bool(flags & IFF_LOOPBACK),
         lower=message.get_attr("IFLA_LINK") or 0,
         lower_nsid=message.get_attr("IFLA_LINK_NETNSID"),
+        vlan=_vlan(data) if data is not None else 0,
     )
 
 
-def _to_route(address: IPAddress, link: Link, answer: Any) -> Route:
+def _vlan(data: Any) -> int:
+    """The tag of a VLAN device, from its IFLA_INFO_DATA."""
+    number = int(data.get_attr("IFLA_VLAN_ID") or 0)
+    provider = bool(data.get_attr("IFLA_VLAN_PROTOCOL") == _ETH_P_8021AD)
+    return number | TAG_PROVIDER * provider
+
+
+def below_vlans(link: Link, links: Mapping[int, Link]) -> tuple[int, int]:
+    """The device below a stack of VLAN devices, and the tags of frames there; itself, if none.
+
+    Also itself if there are more tags than a next hop holds, or the lower one is out of sight.
+    """
+    port = link
+    tags: list[int] = []
+    while port.kind == "vlan":
+        lower = links.get(port.lower) if port.lower_nsid is None else None
+        if lower is None or not port.vlan or len(tags) == TAGS_MAX:
+            return link.ifindex, 0
+        tags.append(port.vlan)
+        port = lower
+    return port.ifindex, sum(tag << TAG_BITS * i for i, tag in enumerate(tags))
+
+
+def _to_route(address: IPAddress, link: Link, answer: Any, links: Mapping[int, Link]) -> Route:
+    port, tags = below_vlans(link, links)
     # An IPv4 route may have an IPv6 gateway (RFC 8950): then it stands in RTA_VIA.
     via = answer.get_attr("RTA_VIA")
     gateway = answer.get_attr("RTA_GATEWAY") or (via["addr"] if via else None)
@@ -326,6 +359,8 @@ def _to_route(address: IPAddress, link: Link, answer: Any) -> Route:
         source=ip_address(source) if source else None,
         local=answer["type"] == RTN_LOCAL,
         tunnel=answer.get_attr("RTA_ENCAP_TYPE") is not None,
+        port=port,
+        tags=tags,
         advmss=(metrics.get_attr("RTAX_ADVMSS") or 0) if metrics is not None else 0,
     )
 

@@ -126,6 +126,7 @@ class Service:
     affinity_s: float = 0.0  # 0: none
     sources: tuple[SourceRule, ...] = ()  # none: everybody is served
     rate: RateLimit | None = None
+    echo: bool | None = None  # VIPs answer echo requests while a backend lives; None: as the node
 
     def protocols(self) -> tuple[Protocol, ...]:
         """The protocols of the ports, TCP first: each is a service of its own in the data path."""
@@ -169,6 +170,7 @@ class Settings:
     nat_port_min: int = 10000
     nat_port_max: int = 29999
     limits: Limits = Limits()
+    echo: bool = True  # what holds for services that do not say
     inserts_per_s: int = 50000
     answers_per_s: int = 1000
     samples_per_s: int = 100

@@ -45,6 +45,7 @@ def entries(limits: Limits) -> dict[str, int]:
         "backend_stats": limits.backends * possible_cpus(),
         "nexthops": limits.nexthops,
         "flows": flows.lines_for(limits.flows),
+        "echo": limits.frontends,
         "nat_fwd": limits.nat,
         "nat_rev": limits.nat,
     }

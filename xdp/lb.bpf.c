@@ -8,6 +8,13 @@
 #include "nat.h"
 #include "options.h"
 
+static bool is_served(const struct packet *pkt);
+static __u32 find_service(const struct packet *pkt);
+static bool find_place(const struct packet *pkt, const struct svc_val *service, struct place *p);
+
+#include "fragment.h"
+#include "icmp.h"
+
 static __always_inline bool is_served(const struct packet *pkt)
 {
 	__u32 port = bpf_ntohs(pkt->key.dport);
@@ -120,37 +127,81 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 	return v;
 }
 
-static __always_inline struct verdict decide(struct xdp_md *ctx)
+/* Neither TCP nor UDP, or a fragment without ports. */
+static __always_inline struct verdict decide_other(struct xdp_md *ctx, struct packet *pkt,
+						   enum reason why)
 {
-	struct packet pkt = {};
+	struct nat_scratch *s;
+	__u64 found = LOOK_NOTHING, word;
+
+	if (why == REASON_PASS_FRAGMENT) {
+		found = look_fragment(ctx, pkt);
+	} else if (why == REASON_PASS_NOT_OURS && is_icmp(pkt)) {
+		found = look_icmp(ctx, pkt);
+		if (pkt->quote)
+			found = look_quote(pkt);
+	}
+	if (found == LOOK_NOTHING)
+		return verdict(XDP_PASS, why);
+	if (found != LOOK_FOUND)
+		return verdict_of(found);
+	s = own_scratch();
+	word = pkt->quote && s && s->mode == MODE_NAT ? rewrite_quote(ctx, pkt) : 0;
+	return verdict_of(word ?: send_other(ctx, pkt));
+}
+
+static __always_inline struct verdict decide(struct xdp_md *ctx, struct packet *pkt)
+{
 	struct verdict v;
 	enum reason why;
 	__u32 svc_id;
 
-	if (!parse(ctx, &pkt, &why))
-		return verdict(XDP_PASS, why);
-	if (!is_served(&pkt))
+	if (!parse(ctx, pkt, &why))
+		return decide_other(ctx, pkt, why);
+	if (!is_served(pkt))
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
-	pkt.frontend = frontend_hash(&pkt.key, pkt.ipv6, dport_proto_scope(&pkt.key));
-	pkt.hash = flow_hash(&pkt.key, pkt.ipv6, pkt.frontend);
-	if ((__u16)(bpf_ntohs(pkt.key.dport) - config.nat_port_min) < config.nat_port_count &&
-	    nat_reply(ctx, &pkt, &v))
+	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
+	pkt->hash = flow_hash(&pkt->key, pkt->ipv6, pkt->frontend);
+	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count &&
+	    nat_reply(ctx, pkt, &v))
 		return v;
-	svc_id = find_service(&pkt);
+	svc_id = find_service(pkt);
 	if (!svc_id)
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
-	v = balance(ctx, &pkt, svc_id);
+	v = balance(ctx, pkt, svc_id);
 	v.svc = svc_id;
 	return v;
+}
+
+/* With the frame's VLAN tags off meanwhile. */
+static __always_inline struct verdict handle(struct xdp_md *ctx)
+{
+	void *from = at(ctx, 0), *to = end(ctx);
+	struct packet pkt = {};
+	struct verdict v;
+
+	/* clang 14 would spill half of a packet pointer (as in take_sample()). */
+	asm volatile("" : "+r"(from), "+r"(to));
+	if (is_tagged(from, to) && !untag(ctx, &pkt))
+		return verdict(XDP_PASS, REASON_PASS_MALFORMED);
+	v = decide(ctx, &pkt);
+	if (pkt.first && (sent_on(v.reason) || v.reason == REASON_PASS_TO_FRAGMENT))
+		remember_first(&pkt, v.svc, v.backend);
+	return pkt.tag[0] ? retag(ctx, &pkt, v) : v;
 }
 
 SEC("xdp")
 int shunt_lb(struct xdp_md *ctx)
 {
-	__u32 len = ctx->data_end - ctx->data;
+	void *from, *to;
+	__u32 len;
 
 	bpf_tail_call_static(ctx, &hooks, HOOK_ENTRY);
-	return leave(ctx, decide(ctx), len);
+	from = at(ctx, 0);
+	to = end(ctx);
+	asm volatile("" : "+r"(from), "+r"(to)); /* as in handle() */
+	len = to - from;
+	return leave(ctx, handle(ctx), len);
 }
 
 /* With a user's hook loaded, a packet takes this way instead: bpf/hooks.h. */
@@ -177,7 +228,7 @@ int shunt_hook_bal(struct xdp_md *ctx)
 
 	if (!passes_pre_lb())
 		return leave_by_hook(ctx);
-	v = decide(ctx);
+	v = handle(ctx);
 	show_verdict(ctx, &v);
 	bpf_tail_call_static(ctx, &hooks, HOOK_POST_LB);
 	return leave_as_shown(ctx);

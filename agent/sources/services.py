@@ -53,6 +53,7 @@ def build_service(
         affinity_s=options.affinity_s(reader, path, entry),
         sources=options.source_rules(reader, path, entry),
         rate=options.rate_limit(reader, path, entry, ports),
+        echo=entry.echo == "on" if isinstance(entry.echo, str) else None,
     )
     options.check_hash(reader, path, entry, service.region_slots())
     places = tuple(reader.place(vip_path) for vip_path in vips.values())

@@ -51,6 +51,7 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         ipip_source6=source6,
         nat_port_min=first,
         nat_port_max=last,
+        echo=written.echo == "on",
         limits=Limits(**msgspec.structs.asdict(written.limits)),
         inserts_per_s=written.budgets.inserts,
         answers_per_s=written.budgets.answers,

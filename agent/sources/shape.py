@@ -124,6 +124,7 @@ class SettingsFile(Shape, frozen=True):
         _NODE.hash_seed
     )
     mode: ModeName = _SERVICE.mode.value
+    echo: Switch = "on" if _NODE.echo else "off"
     ipip: Ipip = Ipip()
     nat: Nat = Nat()
     budgets: Budgets = Budgets()
@@ -222,6 +223,7 @@ class ServiceEntry(Shape, frozen=True):
     )
     backends: list[BackendText | BackendEntry] | BackendText = []
     mode: ModeName | UnsetType = UNSET
+    echo: Switch | UnsetType = UNSET
     health: Literal["none", "tcp", "http", "https", "grpc"] | Health | UnsetType = UNSET
     idle: Idle = Idle()
     udp_window: Duration = _SERVICE.udp_window_s

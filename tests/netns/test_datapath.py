@@ -144,6 +144,28 @@ def test_an_interface_that_is_down(bpffs: Path, here: Namespace) -> None:
     datapath.close()
 
 
+def test_jumbo_frames_fall_back_or_are_refused_with_the_limit(bpffs: Path, here: Namespace) -> None:
+    here.ip("link add eth1 mtu 9000 type veth peer name peer1 mtu 9000")
+    here.ip("link set eth1 up", "link set peer1 up")
+    datapath = loaded(bpffs)
+    with pytest.raises(ShuntError) as caught:
+        datapath.attach(["eth1"], "native")
+    assert "eth1 in mode native with an MTU of 9000" in caught.value.what
+    assert f"{links.ONE_BUFFER_MTU} bytes" in caught.value.why
+    datapath.attach(["eth1"], "auto")
+    assert datapath.modes == {"eth1": "generic"}
+    datapath.attach([], "auto")
+    # The limit is true: doing as the error says helps, and one byte more does not.
+    for mtu, helps in ((links.ONE_BUFFER_MTU + 1, False), (links.ONE_BUFFER_MTU, True)):
+        here.ip(f"link set eth1 mtu {mtu}", f"link set peer1 mtu {mtu}")
+        if helps:
+            datapath.attach(["eth1"], "native")
+        else:
+            with pytest.raises(ShuntError):
+                datapath.attach(["eth1"], "native")
+    datapath.close()
+
+
 def test_an_interface_that_came_again_is_attached_again(bpffs: Path, here: Namespace) -> None:
     datapath = loaded(bpffs)
     datapath.attach(["eth0"], "auto")

@@ -7,7 +7,7 @@ import contextlib
 
 import yaml
 
-from shunt.agent.node import BATCH
+from shunt.agent.batches import BATCH
 from shunt.agent.tables import Tables
 from shunt.kern.maps import Map
 from shunt.kern.objects import Object

@@ -22,8 +22,12 @@ _IPV4, _TCP, _UDP, _IPV6, _ICMP, _ICMPV6 = 4, 6, 17, 41, 1, 58
 
 
 def ip(src: str, dst: str, **fields: Any) -> Packet:
-    """An IP header of the addresses' family; ttl is the hop limit, tos the traffic class too."""
+    """An IP header of the addresses' family; ttl is the hop limit, tos the traffic class too.
+
+    DF is set unless `flags` says otherwise, as stacks set it for all that fits their own link.
+    """
     if ip_address(src).version == 4:
+        fields.setdefault("flags", "DF")
         return IP(src=src, dst=dst, **fields)
     for ours, theirs in (("ttl", "hlim"), ("tos", "tc")):
         if ours in fields:

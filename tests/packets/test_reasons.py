@@ -10,15 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
 
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
 from shunt.kern.objects import Object
 from shunt.lb.model import RateLimit
 from shunt.policy.sources import compile_rules
 from tests.packets.balancer import TCP, UDP, Balancer, Event, Out, Reason
-from tests.packets.frames import OWN_MAC, ROUTER_MAC, either, tcp, udp
+from tests.packets.frames import (
+    OWN_MAC,
+    ROUTER_MAC,
+    either,
+    ether,
+    ip,
+    network,
+    tcp,
+    udp,
+)
 from tests.packets.hooked import HOOKS, hooked
 from tests.packets.private import FORWARDING, in_namespace
+from tests.packets.test_echo import ping, pinged
+from tests.packets.test_icmp import error
 from tests.packets.test_nexthops import NETWORK
 
 CLIENT, VIP, BACKEND = "192.0.2.1", "203.0.113.1", "10.0.0.1"
@@ -50,7 +62,7 @@ def nobodys_port(make_lb: MakeLb) -> Out:
 
 @shows("PASS_FRAGMENT")
 def fragment(make_lb: MakeLb) -> Out:
-    return make_lb().run(udp(CLIENT, VIP, flags="MF"))
+    return make_lb().run(ether(ip(CLIENT, VIP, proto=UDP, flags="", frag=9) / Raw(bytes(8))))
 
 
 @shows("PASS_MALFORMED")
@@ -63,6 +75,33 @@ def settled(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, backends=[BACKEND])
     return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("PASS_TO_FRAGMENT")
+def wrapped_for_the_stack(make_lb: MakeLb) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, proto=UDP, backends=[BACKEND])
+    return lb.run(udp(CLIENT, VIP, payload=bytes(1460), flags=""))
+
+
+@shows("SENT_ERROR_TO_BACKEND")
+def error_about_a_reply(make_lb: MakeLb) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, backends=[BACKEND])
+    return lb.run(error(4, VIP, network(tcp(VIP, CLIENT, "SA", sport=80, dport=40000))))
+
+
+@shows("SENT_ERROR_TO_CLIENT")
+def error_about_a_translated_packet(make_lb: MakeLb) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, mode="nat", backends=[BACKEND])
+    sent = network(lb.run(tcp(CLIENT, VIP)).packet)
+    return lb.run(error(4, sent.src, sent))
+
+
+@shows("SENT_ECHO_REPLY")
+def ping_of_a_vip(make_lb: MakeLb) -> Out:
+    return pinged(make_lb(), ping(4, CLIENT, VIP))
 
 
 @shows("SENT_TO_CLIENT")
@@ -248,6 +287,22 @@ def no_token_for_the_client(make_lb: MakeLb) -> Out:
     lb = make_lb(inserts_per_s=0)
     lb.add_service(VIP, backends=[BACKEND]).ask(affinity_ns=10**12)
     return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("FRAGMENT_FIRST", EVENTS)
+def first_fragment(make_lb: MakeLb) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, proto=UDP, backends=[BACKEND])
+    return lb.run(udp(CLIENT, VIP, flags="MF", payload=bytes(64)))
+
+
+@shows("FRAGMENT_LATE", EVENTS)
+def fragment_half_a_minute_late(make_lb: MakeLb) -> Out:
+    lb = make_lb()
+    lb.add_service(VIP, proto=UDP, backends=[BACKEND])
+    lb.run(udp(CLIENT, VIP, flags="MF", payload=bytes(64), id=7))
+    lb.advance(30.1)
+    return lb.run(ether(ip(CLIENT, VIP, proto=UDP, flags="", frag=9, id=7) / Raw(bytes(8))))
 
 
 @shows("NAT_CREATED", EVENTS)

@@ -46,7 +46,7 @@ SERVICE_CASES = {
         SERVICE + "backend: [10.0.0.1]\n",
         '4: unknown key "backend"',
         (
-            "the file knows name, vip, ports, backends, mode, health, idle, udp_window, "
+            "the file knows name, vip, ports, backends, mode, echo, health, idle, udp_window, "
             "slots_per_backend, hash, affinity, sources, rate"
         ),
         'perhaps "backends" is meant',

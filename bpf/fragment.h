@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Fragments follow the first one, which alone has the ports. It is a packet like any other; where it
+ * went is remembered for the others. What comes before it is the stack's.
+ */
+#ifndef SHUNT_FRAGMENT_H
+#define SHUNT_FRAGMENT_H
+
+#include "other.h"
+
+/* As long as Linux waits for the rest of an IPv4 datagram (net.ipv4.ipfrag_time). */
+#define FRAGMENT_IDLE_NS (30 * NS_PER_S)
+
+static __always_inline void fragment_key_of(const struct packet *pkt, struct fragment_key *key)
+{
+	__builtin_memcpy(key->saddr, pkt->key.saddr, 16);
+	__builtin_memcpy(key->daddr, pkt->key.daddr, 16);
+	key->id = pkt->fragment_id;
+	key->proto = pkt->ipv6 ? 0 : pkt->key.proto;
+}
+
+/* The first fragment was sent on: to a backend, or (0) as a reply to a client. */
+__noinline int remember_first(const struct packet *pkt, __u32 svc_id, __u32 backend)
+{
+	struct fragment_val val = {.seen_ns = now_ns(), .svc = svc_id, .backend = backend};
+	struct nat_scratch *s = own_scratch();
+
+	if (!pkt || !s)
+		return 0;
+	fragment_key_of(pkt, &s->fragment);
+	val.sport = pkt->key.sport;
+	val.dport = pkt->key.dport;
+	val.proto = pkt->key.proto;
+	val.hash = pkt->hash;
+	note(EVENT_FRAGMENT_FIRST);
+	return !bpf_map_update_elem(&fragments, &s->fragment, &val, BPF_ANY);
+}
+
+/* A fragment that is not its datagram's first: where that went. */
+__noinline __u64 look_fragment(struct xdp_md *ctx, struct packet *pkt)
+{
+	struct nat_scratch *s = own_scratch();
+	struct fragment_val *first;
+	struct svc_val *service;
+
+	if (!pkt || !s || !fits_frame(ctx, pkt))
+		return LOOK_NOTHING;
+	fragment_key_of(pkt, &s->fragment);
+	first = bpf_map_lookup_elem(&fragments, &s->fragment);
+	if (!first)
+		return LOOK_NOTHING;
+	if ((__s64)(now_ns() - first->seen_ns) > (__s64)FRAGMENT_IDLE_NS) {
+		note(EVENT_FRAGMENT_LATE);
+		return LOOK_NOTHING;
+	}
+	set_ports(&pkt->key, first->sport, first->dport, first->proto);
+	pkt->hash = first->hash;
+	s->svc = first->svc;
+	s->backend = first->backend;
+	if (!s->backend)
+		return look_back(pkt, s) ? LOOK_FOUND :
+					   word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
+	service = bpf_map_lookup_elem(&svc, &s->svc);
+	s->mode = service ? service->mode : MODE_NONE;
+	if (s->mode == MODE_NONE)
+		return word_of(verdict(XDP_DROP, REASON_DROP_BAD_TABLE));
+	if (s->mode == MODE_NAT && !look_forward(pkt, s))
+		return word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
+	return LOOK_FOUND;
+}
+
+#endif

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * ICMP for a VIP: echo requests are answered; errors go to whoever sent the packet that they quote.
+ *
+ * The quoted packet went from the VIP to a client (or, translated, from this host to a backend), so
+ * its tuple is reversed and looked up like a packet's. Nothing is learnt from it: anybody can make one
+ * up.
+ */
+#ifndef SHUNT_ICMP_H
+#define SHUNT_ICMP_H
+
+#include "echo.h"
+
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_BAD_HEADER	   12
+#define ICMPV6_BAD_HEADER  4
+
+static __always_inline bool is_icmp(const struct packet *pkt)
+{
+	return pkt->key.proto == (pkt->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+}
+
+/* Errors about a packet; a redirect is none. */
+static __always_inline bool is_error(__u8 type, bool ipv6)
+{
+	if (ipv6)
+		return type >= ICMPV6_UNREACHABLE && type <= ICMPV6_BAD_HEADER;
+	return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED || type == ICMP_BAD_HEADER;
+}
+
+static __always_inline bool same_ipv6(const struct in6_addr *in_frame, const __u8 *addr)
+{
+	const __u32 *a = (const __u32 *)in_frame, *b = (const __u32 *)addr;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+/* If the quote has ports that may concern us, the packet has its tuple from now on, reversed. */
+static __always_inline void read_quote(struct xdp_md *ctx, struct packet *pkt)
+{
+	__u32 l4 = pkt->l4, inner = l4 + sizeof(struct icmp_error), ports;
+	__be16 *port;
+	__u8 proto;
+
+	if (l4 > MAX_L4_OFFSET)
+		return;
+	if (pkt->ipv6) {
+		struct ipv6hdr *ip = at(ctx, inner);
+
+		if ((void *)(ip + 1) > end(ctx) || ip->version != 6 ||
+		    !same_ipv6(&ip->saddr, pkt->key.daddr))
+			return;
+		proto = ip->nexthdr;
+		ports = inner + sizeof(*ip);
+		if (proto == NEXTHDR_FRAGMENT) {
+			__be16 *fragment = (void *)(ip + 1);
+
+			if ((void *)(fragment + 4) > end(ctx) ||
+			    fragment[1] & bpf_htons(IPV6_OFFSET))
+				return;
+			proto = *(__u8 *)fragment;
+			ports += 8;
+		}
+		__builtin_memcpy(pkt->key.saddr, &ip->daddr, 16);
+	} else {
+		struct iphdr *ip = at(ctx, inner);
+
+		if ((void *)(ip + 1) > end(ctx) || ip->version != 4 || ip->ihl < 5 ||
+		    ip->saddr != ipv4_of(pkt->key.daddr) || ip->frag_off & bpf_htons(IP_OFFSET))
+			return;
+		proto = ip->protocol;
+		ports = inner + ip->ihl * 4;
+		map_ipv4(pkt->key.saddr, ip->daddr);
+	}
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
+		return;
+	port = at(ctx, ports);
+	if ((void *)port + 8 > end(ctx) || ports + 8 > ETH_HLEN + pkt->ip_len)
+		return;
+	set_ports(&pkt->key, port[1], port[0], proto);
+	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
+	pkt->hash = flow_hash(&pkt->key, pkt->ipv6, pkt->frontend);
+	pkt->quoted_ports = ports;
+	pkt->quote = true;
+}
+
+/* A remembered flow's backend, to look at only; 0 = nothing speaks for it. */
+static __always_inline __u32 peek_at(const struct flow_key *key, __u32 hash, __u64 limit_ns,
+				     __u32 down)
+{
+	struct flow_at at = {};
+	__u32 id;
+	__u8 flags;
+
+	if (!flow_find(&flows, config.flows_mask, key, hash, &at))
+		return 0;
+	id = flow_backend(at.word);
+	flags = backend_flags(id);
+	if (!(flags & BACKEND_KNOWN) ||
+	    older((now_ns() >> FLOW_TICK_SHIFT) - flow_seen(at.word), limit_ns))
+		return 0;
+	return flags & BACKEND_UP ? id : down;
+}
+
+/* The owner of an established flow, where the slot alone does not say: as track() finds it. */
+static __always_inline __u32 peek(const struct packet *pkt, const struct place *p,
+				  struct nat_scratch *s)
+{
+	__u32 id = peek_at(&pkt->key, pkt->hash, p->idle_ns + TOUCH_NS, p->cur);
+
+	if (!id && p->flags & SVC_AFFINITY) {
+		struct svc_options *o = bpf_map_lookup_elem(&svc_options, &s->svc);
+
+		client_key(pkt, s->svc, &s->key);
+		if (o)
+			id = peek_at(&s->key, client_hash(&pkt->key, s->svc), o->affinity_ns, 0);
+	}
+	if (id)
+		return id;
+	return p->state == SLOT_MOVING && is_up(p->prev) ? p->prev : p->cur;
+}
+
+/* Which flow it is that the quote tells of, and to whom it goes. */
+__noinline __u64 look_quote(struct packet *pkt)
+{
+	struct nat_scratch *s = own_scratch();
+	struct svc_val *service;
+	struct place p = {};
+
+	if (!pkt || !s || !is_served(pkt))
+		return LOOK_NOTHING;
+	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count &&
+	    look_back(pkt, s))
+		return LOOK_FOUND;
+	s->svc = find_service(pkt);
+	service = bpf_map_lookup_elem(&svc, &s->svc);
+	if (!s->svc || !service)
+		return LOOK_NOTHING;
+	s->mode = service->mode;
+	if (service->flags & SVC_HASH_CLIENT)
+		hash_by_client(pkt);
+	if (s->mode == MODE_NAT)
+		return look_forward(pkt, s) ? LOOK_FOUND :
+					      word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
+	if (s->mode == MODE_NONE || !find_place(pkt, service, &p))
+		return word_of(verdict(XDP_DROP, REASON_DROP_BAD_TABLE));
+	s->backend =
+		p.state == SLOT_SETTLED && !(p.flags & SVC_AFFINITY) ? p.cur : peek(pkt, &p, s);
+	return s->backend ? LOOK_FOUND : word_of(verdict(XDP_DROP, REASON_DROP_NO_BACKEND));
+}
+
+static __always_inline __u64 swap_check(__sum16 *check, __u64 change)
+{
+	__u64 sum = (__u16) ~*check;
+
+	*check = csum_fold(sum + change);
+	return sum + *check;
+}
+
+#define NO_ROOM (~0ULL) /* no sum is so large */
+
+/* The quoted packet's addresses become those of `to`, reversed: it went the other way. The error's
+ * own go with them: to who sent what is quoted, and from the other end. Returns what its checksum
+ * changes by. */
+static __noinline __u64 quote_addresses(struct xdp_md *ctx, const struct packet *pkt,
+					const struct flow_key *to)
+{
+	__u32 l4 = pkt->l4, inner = l4 + sizeof(struct icmp_error);
+	__u64 sum;
+
+	if (l4 > MAX_L4_OFFSET)
+		return NO_ROOM;
+	if (pkt->ipv6) {
+		struct ipv6hdr *ip = at(ctx, ETH_HLEN), *in = at(ctx, inner);
+
+		if ((void *)(ip + 1) > end(ctx) || (void *)(in + 1) > end(ctx))
+			return NO_ROOM;
+		sum = csum_sub(csum_sub(0, &ip->saddr, 8), &in->saddr, 8);
+		__builtin_memcpy(&ip->saddr, to->saddr, 16);
+		__builtin_memcpy(&ip->daddr, to->daddr, 16);
+		__builtin_memcpy(&in->saddr, to->daddr, 16);
+		__builtin_memcpy(&in->daddr, to->saddr, 16);
+		return csum_add(csum_add(sum, &ip->saddr, 8), &in->saddr, 8);
+	} else {
+		struct iphdr *ip = at(ctx, ETH_HLEN), *in = at(ctx, inner);
+
+		if ((void *)(ip + 1) > end(ctx) || (void *)(in + 1) > end(ctx))
+			return NO_ROOM;
+		sum = csum_sub(0, &ip->saddr, 2);
+		ip->saddr = ipv4_of(to->saddr);
+		ip->daddr = ipv4_of(to->daddr);
+		ip->check = csum_fold((__u64)(__u16)~ip->check + csum_add(sum, &ip->saddr, 2));
+		sum = csum_sub(0, &in->saddr, 2);
+		in->saddr = ipv4_of(to->daddr);
+		in->daddr = ipv4_of(to->saddr);
+		sum = csum_add(sum, &in->saddr, 2);
+		return sum + swap_check(&in->check, sum);
+	}
+}
+
+/* Mode nat: an error's addresses and its quote, translated. 0, or a verdict's word. */
+__noinline __u64 rewrite_quote(struct xdp_md *ctx, const struct packet *pkt)
+{
+	const __u64 broken = word_of(verdict(XDP_DROP, REASON_DROP_BAD_TABLE));
+	struct nat_scratch *s = own_scratch();
+	struct icmp_error *icmp;
+	__u32 l4, ports;
+	__u64 sum, all;
+	__be16 *port;
+
+	if (!pkt || !s)
+		return broken;
+	l4 = pkt->l4;
+	ports = pkt->quoted_ports;
+	sum = quote_addresses(ctx, pkt, &s->to);
+	if (l4 > MAX_L4_OFFSET || ports > 2 * MAX_L4_OFFSET || sum == NO_ROOM)
+		return broken;
+	port = at(ctx, ports);
+	if ((void *)(port + 4) > end(ctx))
+		return broken;
+	all = (__u64)(__u16)~port[0] + (__u16)~port[1] + s->to.sport + s->to.dport;
+	port[0] = s->to.dport;
+	port[1] = s->to.sport;
+	sum += all;
+	all += address_change(pkt, &s->to);
+	/* TCP's checksum is beyond the eight bytes that every quote has. */
+	if (pkt->key.proto == IPPROTO_TCP) {
+		if (ports + 18 <= ETH_HLEN + pkt->ip_len && (void *)(port + 9) <= end(ctx))
+			sum += swap_check(&port[8], all);
+	} else if (port[3]) {
+		sum += swap_check(&port[3], all);
+	}
+	icmp = at(ctx, l4);
+	if ((void *)(icmp + 1) > end(ctx))
+		return broken;
+	icmp->checksum = csum_fold((__u64)(__u16)~icmp->checksum + sum);
+	return 0;
+}
+
+/* An echo request is answered, which ends in a verdict; an error's quote is read. */
+__noinline __u64 look_icmp(struct xdp_md *ctx, struct packet *pkt)
+{
+	struct icmp_error *icmp;
+	__u32 l4;
+
+	if (!pkt)
+		return 0;
+	l4 = pkt->l4;
+	if (l4 > MAX_L4_OFFSET || pkt->first)
+		return 0;
+	icmp = at(ctx, l4);
+	if ((void *)(icmp + 1) > end(ctx) || !fits_frame(ctx, pkt))
+		return 0;
+	if (icmp->type == (pkt->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST) && !icmp->code)
+		return answer_echo(ctx, pkt);
+	if (is_error(icmp->type, pkt->ipv6))
+		read_quote(ctx, pkt);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is no plain packet, with real sockets: path MTU discovery, large datagrams, errors, ping.
+
+```
+    client ---- router ---- switch ---- lb1        shuntd: every mode, both families
+          1400         1600        '---- be1, be2  HTTP and echo servers, on all VIPs
+```
+
+lab/topology.py draws it in full. The router's route to the client has a smaller MTU than backends
+know of: what they send is too big there, and the router's errors go to the VIP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from shunt.lab.scenario import SERVICES, LabService, dsr_vips
+from shunt.lab.servers import BIG_BYTES, ECHO_PORT, running
+from shunt.lab.shuntd import Shuntd, attach_decap, daemons
+from shunt.lab.topology import CLIENT4, CLIENT6, Lab
+from shunt.lb.model import Mode
+
+WAN_MTU = 1400
+CLOSED_PORT = 9  # of every service, and no server of it
+LARGE = 60_000
+TIMEOUT_S = 20.0
+
+services = pytest.mark.parametrize("service", SERVICES, ids=[s.name for s in SERVICES])
+
+
+@dataclass
+class Scene:
+    lab: Lab
+    daemon: Shuntd
+
+    def reasons(self) -> dict[str, int]:
+        found: dict[str, Any] = self.daemon.client.get("status")["reasons"]
+        return {name: int(n["packets"]) for name, n in found.items()}
+
+    @contextlib.contextmanager
+    def counts(self, *reasons: str) -> Iterator[None]:
+        """On leaving, packets have left for these reasons meanwhile."""
+        before = self.reasons()
+        yield
+        after = self.reasons()
+        for reason in reasons:
+            assert after.get(reason, 0) > before.get(reason, 0), (reason, before, after)
+
+    def udp(self, service: LabService, port: int) -> socket.socket:
+        family = socket.AF_INET if service.vip.version == 4 else socket.AF_INET6
+        with self.lab.client.inside():
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock.settimeout(TIMEOUT_S)
+        sock.connect((str(service.vip), port))
+        return sock
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with Lab(balancer_count=1, backend_count=2) as lab:
+        lab.add_vips(dsr_vips())
+        for host in lab.backends:
+            attach_decap(lab, host)
+        documents = [s.document(lab.backends) for s in SERVICES]
+        for document in documents:
+            document["ports"].append(f"{CLOSED_PORT}/udp")
+        with running(lab.backends, lab.directory), daemons(lab, documents) as running_daemons:
+            (daemon,) = running_daemons.values()
+            daemon.wait_up()
+            yield Scene(lab, daemon)
+
+
+@pytest.fixture
+def narrow(scene: Scene) -> Iterator[None]:
+    """The way to the client takes WAN_MTU, and nobody knows yet."""
+    forget(scene.lab)
+    scene.lab.router.ip(
+        f"route replace 192.0.2.0/24 dev wan mtu lock {WAN_MTU}",
+        f"route replace 2001:db8:1::/64 dev wan mtu {WAN_MTU} metric 1",
+    )
+    yield
+    scene.lab.router.ip(
+        "route replace 192.0.2.0/24 dev wan", "route del 2001:db8:1::/64 dev wan metric 1"
+    )
+    forget(scene.lab)
+
+
+def forget(lab: Lab) -> None:
+    for host in lab.backends:
+        for family in ("-4", "-6"):
+            host.namespace.run("ip", family, "route", "flush", "cache")
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def known_mtus(scene: Scene, service: LabService) -> set[int]:
+    """What the backends have learnt of the way to the client (nat: as they see it)."""
+    version = service.vip.version
+    to = CLIENT4 if version == 4 else CLIENT6
+    if service.mode is Mode.NAT:
+        to = scene.lab.balancers[0].addresses[version == 6]
+    found = set()
+    for host in scene.lab.backends:
+        shown = host.namespace.run("ip", "-j", "route", "get", str(to)).stdout
+        for route in json.loads(shown):
+            found |= {metric["mtu"] for metric in route.get("metrics", []) if "mtu" in metric}
+    return found
+
+
+@services
+@pytest.mark.usefixtures("narrow")
+def test_path_mtu_discovery_through_a_vip(scene: Scene, service: LabService) -> None:
+    """The backend's large segments meet the router; its error finds the backend, by way of the
+    VIP. Without it nothing arrives but what is small."""
+    host = f"[{service.vip}]" if service.vip.version == 6 else str(service.vip)
+    with scene.counts("SENT_ERROR_TO_BACKEND"):
+        done = scene.lab.client.run("curl", "-sS", "-m", "25", f"http://{host}/big", timeout_s=40)
+        assert len(done.stdout) >= BIG_BYTES
+    assert known_mtus(scene, service) == {WAN_MTU}
+
+
+@services
+def test_a_datagram_of_60_kb_in_fragments(scene: Scene, service: LabService) -> None:
+    """There, and (from the echo server) back again."""
+    payload = bytes(range(256)) * (LARGE // 256)
+    with scene.udp(service, ECHO_PORT) as client:
+        until(lambda: echoed(client, payload), "the datagram came back")
+        before = scene.reasons()
+        assert echoed(client, payload)
+        after = scene.reasons()
+    passed = after["SENT_TO_BACKEND"] - before["SENT_TO_BACKEND"]
+    assert passed >= len(payload) // 1500
+    if service.mode is Mode.NAT:
+        assert after["SENT_TO_CLIENT"] - before.get("SENT_TO_CLIENT", 0) >= len(payload) // 1600
+    assert scene.daemon.client.get("status")["events"]["FRAGMENT_FIRST"] > 0
+
+
+def echoed(client: socket.socket, payload: bytes) -> bool:
+    """Whether the answer is `NAME PEER ` and what was sent. A lost fragment loses it."""
+    client.send(payload)
+    client.settimeout(3)
+    try:
+        return client.recv(65535).split(b" ", 2)[2] == payload
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize("service", [s for s in SERVICES if s.mode is Mode.NAT], ids=["4", "6"])
+def test_an_error_about_a_translated_packet_reaches_the_client(
+    scene: Scene, service: LabService
+) -> None:
+    """The backend has no such port. The client's socket knows the error by the quote."""
+    with scene.counts("SENT_ERROR_TO_CLIENT"), scene.udp(service, CLOSED_PORT) as client:
+
+        def refused() -> bool:
+            client.settimeout(2)
+            try:
+                client.send(b"anybody?")
+                client.recv(100)
+            except ConnectionRefusedError:
+                return True
+            except TimeoutError:
+                return False  # backends ration their errors
+            raise AssertionError("somebody answered")
+
+        until(refused, "the error arrived")
+
+
+@services
+def test_ping_is_answered_while_a_backend_lives(scene: Scene, service: LabService) -> None:
+    def ping(count: int = 3) -> bool:
+        argv = ["ping", "-c", str(count), "-i", "0.2", "-W", "2", "-s", "1000", str(service.vip)]
+        return scene.lab.client.run(*argv, check=False).returncode == 0
+
+    with scene.counts("SENT_ECHO_REPLY"):
+        assert ping()
+    document = service.document(scene.lab.backends)
+    document["ports"].append(f"{CLOSED_PORT}/udp")
+    try:
+        scene.daemon.write_services([document | {"echo": "off"}])
+        until(lambda: not ping(1), "no answer where echo is off")
+        scene.daemon.write_services([document | {"backends": []}])
+        until(lambda: service.name in told(scene) and not ping(1), "no answer without backends")
+        scene.daemon.write_services([document])
+        until(lambda: ping(1), "an answer again")
+    finally:
+        scene.daemon.write_services([document])
+        scene.daemon.wait_up()
+
+
+def told(scene: Scene) -> dict[str, Any]:
+    return {s["name"]: s for s in scene.daemon.client.get("services")["services"]}
