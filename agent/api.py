@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,6 +10,9 @@ import msgspec
 from aiohttp import web
 
 from shunt.agent import flow_views, service_views, views
+from shunt.agent.answers import Refused, answer, answer_errors, body
+from shunt.agent.edits import Edits, tagged
+from shunt.agent.intent import Intent
 from shunt.agent.node import WEIGHT_MAX, Node
 from shunt.agent.samples import Samples, Subscription
 from shunt.agent.service_views import Json
@@ -19,29 +21,17 @@ from shunt.lb.errors import ShuntError
 from shunt.lb.lookup import find_backend, find_service
 from shunt.lb.model import Configuration, Service
 
-log = logging.getLogger("shunt")
-
 LIMIT, LIMIT_MAX = 1000, 100_000
 BODY_MAX = 1 << 16
 # A watcher that is connected may keep the daemon from ending for so long.
 SHUTDOWN_S = 1.0
-Reload = Callable[[], Awaitable[list[str]]]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Refused(ShuntError):
-    """A request that is answered with an error status."""
-
-    def __init__(self, status: int, problem: ShuntError, errors: list[Json] | None = None) -> None:
-        super().__init__(problem.what, problem.why, problem.fix)
-        self.status, self.errors = status, errors
 
 
 class Api:
     """The server, on the running event loop."""
 
-    def __init__(self, node: Node, samples: Samples, request_reload: Reload) -> None:
-        self.node, self.samples, self.request_reload = node, samples, request_reload
+    def __init__(self, node: Node, samples: Samples, intent: Intent) -> None:
+        self.node, self.samples, self.intent = node, samples, intent
         self._runner: web.AppRunner | None = None
         self._path: Path | None = None
 
@@ -81,6 +71,7 @@ class Api:
             web.get("/v1/errors", self._errors),
             web.get("/v1/services", self._services),
             web.get("/v1/services/{service}", self._service),
+            *Edits(self.node, self.intent).routes(),
             web.get("/v1/backends", self._backends),
             web.post(f"{backend}/drain", self._drain),
             web.post(f"{backend}/undrain", self._undrain),
@@ -100,11 +91,11 @@ class Api:
         return answer({"errors": [views.error_of_text(text) for text in self.node.errors]})
 
     async def _services(self, _request: web.Request) -> web.Response:
-        return answer({"services": await service_views.services(self.node)})
+        return tagged(answer({"services": await service_views.services(self.node)}), self.node)
 
     async def _service(self, request: web.Request) -> web.Response:
         found = self._find(request.match_info["service"])
-        return answer(await service_views.service(self.node, found))
+        return tagged(answer(await service_views.service(self.node, found)), self.node)
 
     async def _backends(self, request: web.Request) -> web.Response:
         name = self._asked(request, "service")
@@ -243,7 +234,8 @@ class Api:
         return response
 
     async def _reload(self, _request: web.Request) -> web.Response:
-        errors = [views.error_of_text(text) for text in await self.request_reload()]
+        await self.intent.load()
+        errors = [views.error_of_text(text) for text in self.node.errors]
         if errors:
             raise Refused(
                 422,
@@ -262,58 +254,3 @@ class Api:
         except ShuntError as e:
             raise Refused(409, e) from e
         return answer({"interfaces": views.interfaces(self.node)})
-
-
-def answer(value: object, status: int = 200) -> web.Response:
-    """A JSON answer."""
-    return web.Response(
-        body=msgspec.json.encode(value) + b"\n", status=status, content_type="application/json"
-    )
-
-
-async def body(request: web.Request) -> Json:
-    """The request's JSON object; an empty body is an empty one.
-
-    Raises: Refused if it is anything else.
-    """
-    raw = await request.read()
-    try:
-        found = msgspec.json.decode(raw) if raw else {}
-    except msgspec.DecodeError as e:
-        problem = ShuntError("the request's body is not JSON", str(e), "send a JSON object")
-        raise Refused(400, problem) from e
-    if not isinstance(found, dict):
-        problem = ShuntError(
-            "the request's body is no JSON object", f"it is {raw[:40]!r}", "send a JSON object"
-        )
-        raise Refused(400, problem)
-    return found
-
-
-@web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as JSON, in its three parts."""
-    try:
-        return await handler(request)
-    except Refused as e:
-        shown: Json = {"error": views.error(e)}
-        if e.errors is not None:
-            shown["errors"] = e.errors
-        return answer(shown, e.status)
-    except ShuntError as e:
-        return answer({"error": views.error(e)}, 500)
-    except web.HTTPException as e:
-        problem = ShuntError(
-            f"{request.method} {request.path}: {e.reason}",
-            "the API has no such route" if e.status in (404, 405) else "",
-            "see the routes in docs/cli.md",
-        )
-        return answer({"error": views.error(problem)}, e.status)
-    except Exception:
-        log.exception("%s %s", request.method, request.path)
-        problem = ShuntError(
-            f"{request.method} {request.path} failed",
-            "a defect of shuntd; its log says where",
-            "please report what `journalctl -u shuntd` shows",
-        )
-        return answer({"error": views.error(problem)}, 500)

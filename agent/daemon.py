@@ -17,9 +17,11 @@ from pathlib import Path
 import click
 
 from shunt.agent.api import Api
+from shunt.agent.intent import Intent
 from shunt.agent.node import Node
 from shunt.agent.samples import Samples
-from shunt.agent.sources.file import ConfigErrors, FileSource
+from shunt.agent.sources.file import FileSource
+from shunt.agent.sources.store import Store
 from shunt.agent.unix_socket import remove_stale
 from shunt.kern.features import check_host, ensure_bpffs
 from shunt.kern.inotify import Watch
@@ -37,13 +39,13 @@ SCAN_EVERY_S = 1.0
 class Daemon:
     """The node, its source, its API, and the loops between them."""
 
-    def __init__(self, config: Path, services: Path, bpffs: Path, run: Path) -> None:
+    def __init__(self, config: Path, services: Path, bpffs: Path, run: Path, state: Path) -> None:
         self.source = FileSource(config, services)
         self.bpffs, self.run_dir = bpffs, run
         self.node = Node(bpffs)
+        self.intent = Intent(self.node, self.source, Store(state))
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
-        self._loading = asyncio.Lock()
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT.
@@ -58,10 +60,10 @@ class Daemon:
             stack.enter_context(only_one(self.bpffs))
             remove_stale(self.run_dir / "shunt.sock")  # before anything is attached
             watch = stack.enter_context(Watch(self.source.paths()))
-            self.node.start(self.source.load())
+            self.intent.start()
             samples = Samples(self.node.datapath.maps["samples"].fd)
             stack.callback(samples.close)
-            api = Api(self.node, samples, self.request_reload)
+            api = Api(self.node, samples, self.intent)
             await api.start(self.run_dir / "shunt.sock")
             loop = asyncio.get_running_loop()
             loop.add_reader(watch.fileno(), self._changed, watch)
@@ -93,51 +95,12 @@ class Daemon:
         if self.source.concerns(watch.read()):
             self._reload.set()
 
-    async def request_reload(self) -> list[str]:
-        """Load the files now; returns the errors, none if they are in force."""
-        return await self.load()
-
     async def _reloading(self) -> None:
         while True:
             await self._reload.wait()
             await asyncio.sleep(COALESCE_S)
             self._reload.clear()
-            await self.load()
-
-    async def load(self) -> list[str]:
-        """Put the files in force; returns the errors, none if they are.
-
-        One at a time: what was read later is put in force later.
-        """
-        async with self._loading:
-            await self._load()
-            return self.node.errors
-
-    async def _load(self) -> None:
-        self.node.counts.reloads += 1
-        try:
-            configuration = await asyncio.to_thread(self.source.load)
-            if configuration == self.node.configuration:
-                self.node.errors = []
-                return
-            self.node.configure(configuration)
-        except ConfigErrors as e:
-            in_force = f"the running configuration (generation {self.node.generation})"
-            self._refuse([error.text(f"{in_force} is still in force") for error in e.errors])
-        except ShuntError as e:
-            self._refuse([str(e)])
-        else:
-            log.info("in force: generation %d", self.node.generation)
-
-    def _refuse(self, errors: list[str]) -> None:
-        self.node.errors = errors
-        self.node.counts.refused += 1
-        for error in errors:
-            log.error("%s", error)
-        log.error(
-            "the new configuration is refused; generation %d is still in force",
-            self.node.generation,
-        )
+            await self.intent.load()
 
     async def _scanning(self) -> None:
         while True:
@@ -187,8 +150,9 @@ def notify(state: str) -> None:
 @click.option("--services", type=Path, default=Path("/etc/shunt/services.d"), show_default=True)
 @click.option("--bpffs", type=Path, default=Path("/sys/fs/bpf/shunt"), show_default=True)
 @click.option("--run", type=Path, default=Path("/run/shunt"), show_default=True)
+@click.option("--state", type=Path, default=Path("/var/lib/shunt"), show_default=True)
 @click.option("--verbose", is_flag=True, help="Log what is done, not only what happens.")
-def main(config: Path, services: Path, bpffs: Path, run: Path, verbose: bool) -> None:
+def main(config: Path, services: Path, bpffs: Path, run: Path, state: Path, verbose: bool) -> None:
     """The load balancer's daemon. Packets go on while it is stopped."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
@@ -200,7 +164,7 @@ def main(config: Path, services: Path, bpffs: Path, run: Path, verbose: bool) ->
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
     async def start() -> None:
-        await Daemon(config, services, bpffs, run).run()
+        await Daemon(config, services, bpffs, run, state).run()
 
     try:
         asyncio.run(start())

@@ -67,6 +67,8 @@ class Node:
         self.configuration: Configuration | None = None
         self.generation = 0
         self.errors: list[str] = []  # of the newest configuration, if it was refused
+        self.origins: dict[str, str] = {}  # service: "FILE:LINE", or "api"
+        self.aside: dict[str, list[str]] = {}  # services of the API that are not in force, and why
         self.health: Health[Key] = Health()
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()

@@ -138,6 +138,7 @@ def _service(node: Node, service: Service) -> Json:
     )
     return {
         "name": service.name,
+        "origin": node.origins.get(service.name, ""),
         "protocols": [protocol.name.lower() for protocol in service.protocols()],
         "mode": str(service.mode),
         "vips": [str(vip) for vip in service.vips],

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shunt.cli import render
-from shunt.cli.options import Group, Options, config_options
+from shunt.cli.options import STATE, Group, Options, config_options
 from shunt.cli.render import number
+
+if TYPE_CHECKING:
+    from shunt.agent.sources.store import State
 
 
 @click.group(cls=Group)
@@ -21,16 +25,27 @@ def config() -> None:
 
 @config.command()
 @config_options
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=STATE,
+    show_default=True,
+    help="Where shuntd keeps services of the API and addresses given by pools.",
+)
 @click.pass_context
-def check(ctx: click.Context, config: Path, services: Path) -> None:
-    """Check the files and list every error, with file and line. The daemon is not needed."""
-    from shunt.agent.sources.file import ConfigErrors, load
+def check(ctx: click.Context, config: Path, services: Path, state: Path) -> None:
+    """Check the files and list every error, with file and line. The daemon is not needed.
+
+    Services of the API are looked at too, if their file can be read: those that would be set aside
+    are told.
+    """
+    from shunt.agent.sources.file import ConfigErrors, FileSource
 
     options = ctx.ensure_object(Options)
     errors: list[dict[str, Any]] = []
     summary: dict[str, int] = {}
     try:
-        found = load(config, services)
+        loaded = FileSource(config, services).merged(_state(state))
     except ConfigErrors as e:
         errors = [
             {"file": x.file, "line": x.line, "what": x.what, "why": x.why, "fix": x.fix}
@@ -40,6 +55,12 @@ def check(ctx: click.Context, config: Path, services: Path) -> None:
             print("\n".join(str(x) for x in e.errors), file=sys.stderr)
             print(render.count(len(errors), "errors"), file=sys.stderr)
     else:
+        found = loaded.configuration
+        aside = [error for told in loaded.aside.values() for error in told]
+        if aside and not options.json:
+            print("\n".join(str(error) for error in aside), file=sys.stderr)
+            count = render.count(len(loaded.aside), "services")
+            print(f"{count} of the API set aside; the rest is not concerned", file=sys.stderr)
         summary = {
             "services": len(found.services),
             "frontends": sum(1 for s in found.services for _ in s.frontends()),
@@ -52,6 +73,36 @@ def check(ctx: click.Context, config: Path, services: Path) -> None:
     if options.json:
         render.print_json({"ok": not errors, "errors": errors, **summary})
     ctx.exit(1 if errors else 0)
+
+
+def _state(directory: Path) -> State:
+    """What the daemon keeps; nothing for who may not read it."""
+    from shunt.agent.sources.store import State, Store
+
+    store = Store(directory)
+    try:
+        readable = os.access(store.path, os.R_OK)
+    except OSError:
+        readable = False
+    return store.read() if readable else State()
+
+
+@config.command()
+@click.option(
+    "--services", is_flag=True, help="Of the files in services.d, instead of shunt.yaml's."
+)
+def schema(services: bool) -> None:
+    """The JSON Schema of shunt.yaml, or of the files of services, for editors."""
+    import msgspec
+
+    from shunt.agent.sources.shape import ServicesFile, SettingsFile
+
+    found = msgspec.json.schema(ServicesFile if services else SettingsFile)
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "services.d/*.yaml of Shunt" if services else "shunt.yaml of Shunt",
+    }
+    render.print_json(head | found)
 
 
 @config.command()

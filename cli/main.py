@@ -14,7 +14,19 @@ from typing import NoReturn
 
 import click
 
-from shunt.cli import backend, config, doctor, flow, host, monitor, program, service, status
+from shunt.cli import (
+    backend,
+    completion,
+    config,
+    doctor,
+    flow,
+    host,
+    monitor,
+    pool,
+    program,
+    service,
+    status,
+)
 from shunt.cli.client import Refused, Unreachable
 from shunt.cli.options import Group
 from shunt.cli.render import print_error, print_errors
@@ -52,11 +64,13 @@ for command in (
     status.status,
     service.service,
     backend.backend,
+    pool.pool,
     flow.flow,
     flow.nat,
     monitor.monitor,
     config.config,
     program.program,
+    completion.completion,
     doctor.doctor,
     host.decap,
     host.cleanup,

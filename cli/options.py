@@ -15,6 +15,7 @@ from shunt.cli.client import Client
 SOCKET = Path("/run/shunt/shunt.sock")
 CONFIG = Path("/etc/shunt/shunt.yaml")
 SERVICES = Path("/etc/shunt/services.d")
+STATE = Path("/var/lib/shunt")
 BPFFS = Path("/sys/fs/bpf/shunt")
 
 

@@ -11,6 +11,7 @@ from shunt.cli import render
 from shunt.cli.backend import print_backends
 from shunt.cli.options import Group, Options
 from shunt.cli.render import number, size
+from shunt.cli.service_edit import add, remove
 
 Json = dict[str, Any]
 
@@ -59,6 +60,7 @@ def show(options: Options, name: str) -> None:
     render.print_pairs(
         [
             ("service", found["name"]),
+            ("origin", found["origin"]),
             ("vips", ", ".join(found["vips"])),
             ("ports", ", ".join(found["ports"])),
             ("mode", found["mode"]),
@@ -74,6 +76,10 @@ def show(options: Options, name: str) -> None:
     )
     print()
     print_backends(found["backends"], with_service=False)
+
+
+service.add_command(add)
+service.add_command(remove)
 
 
 def _check(check: Json) -> str:

@@ -2,20 +2,21 @@
 """Files as the source: shunt.yaml and services.d/*.yaml to one checked Configuration, or none."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from msgspec import UnsetType
 from yaml.nodes import SequenceNode
 
-from shunt.lb.model import Configuration, Mode, Settings
+from shunt.lb.model import Configuration, Mode
 
 from .document import Document, name_of, read
+from .merge import Draft, Files, Loaded, merge
+from .pools import build_pools
 from .problems import ConfigError, ConfigErrors, Place, Problems
-from .rules import check_limits, check_services
-from .services import Written, build_service
 from .settings import build_settings
 from .shape import ServiceEntry, ServicesFile, SettingsFile
+from .store import State
 from .typed import Path as KeyPath
 from .typed import Reader
 
@@ -24,28 +25,24 @@ __all__ = ["ConfigError", "ConfigErrors", "FileSource", "Place", "load", "servic
 SUFFIX = ".yaml"
 
 
-def load(config: Path, services: Path) -> Configuration:
-    """Read and check everything.
+def load(config: Path, services: Path, state: State | None = None) -> Configuration:
+    """Read and check everything; with a state, also services of the API.
 
     Shape:  equal files give equal configurations; services are sorted by name.
     Raises: ConfigErrors with all errors of all files. What was loaded before stays in force.
     """
+    return merge(read_files(config, services), state or State()).configuration
+
+
+def read_files(config: Path, services: Path) -> Files:
+    """What all files say, and their errors; nothing is raised yet."""
     problems = Problems()
-    settings, default_mode, reader = _load_settings(config, problems)
-    written: list[Written] = []
+    files = _load_settings(config, problems)
     for path in _listed(services, problems):
         document = read(path, problems)
         if document is not None:
-            written += _load_services(document, default_mode, problems)
-    check_services(written, problems)
-    if settings is not None and reader.trusts(("limits",)):
-        check_limits(
-            written, settings.limits, lambda name: reader.place(("limits", name)), problems
-        )
-    problems.raise_any()
-    assert settings is not None  # else a problem was noted
-    ordered = sorted((item.service for item in written), key=lambda service: service.name)
-    return Configuration(settings, tuple(ordered))
+            files.drafts += _load_services(document, problems)
+    return files
 
 
 def service_files(services: Path) -> list[Path]:
@@ -71,25 +68,26 @@ def _listed(services: Path, problems: Problems) -> list[Path]:
         return []
 
 
-def _load_settings(config: Path, problems: Problems) -> tuple[Settings | None, Mode | None, Reader]:
+def _load_settings(config: Path, problems: Problems) -> Files:
     reader = Reader(name_of(config), problems)
+    files = Files(problems, reader)
     document = read(config, problems)
     if document is None:
-        return None, None, reader
+        return files
     if document.root is None:
         what, why = "the file is empty", "the file wants interfaces"
         problems.add(Place(document.file, 1), what, why, 'add "interfaces: [eth0]"')
-        return None, None, reader
+        return files
     found = reader.read(document.root, SettingsFile)
     if not isinstance(found, SettingsFile):
-        return None, None, reader
-    default_mode = Mode(found.mode) if reader.trusts(("mode",)) else None
-    return build_settings(reader, found), default_mode, reader
+        return files
+    files.default_mode = Mode(found.mode) if reader.trusts(("mode",)) else None
+    files.settings = build_settings(reader, found)
+    files.pools = build_pools(reader, found)
+    return files
 
 
-def _load_services(
-    document: Document, default_mode: Mode | None, problems: Problems
-) -> list[Written]:
+def _load_services(document: Document, problems: Problems) -> list[Draft]:
     """The services of one file; a file with only comments has none."""
     if document.root is None:
         return []
@@ -100,9 +98,7 @@ def _load_services(
     if isinstance(document.root, SequenceNode):
         entries = [((*root, at), entry) for at, entry in enumerate(found)]
     return [
-        build_service(reader, path, entry, default_mode)
-        for path, entry in entries
-        if isinstance(entry, ServiceEntry)
+        Draft(reader, path, entry) for path, entry in entries if isinstance(entry, ServiceEntry)
     ]
 
 
@@ -116,6 +112,12 @@ class FileSource:
     def load(self) -> Configuration:
         """As the module's `load`. Raises: ConfigErrors."""
         return load(self._config, self._services)
+
+    def merged(
+        self, state: State, must: Collection[str] = (), newest: tuple[Draft, Problems] | None = None
+    ) -> Loaded:
+        """The files with services of the API, as `merge`. Raises: ConfigErrors."""
+        return merge(read_files(self._config, self._services), state, must, newest)
 
     def paths(self) -> list[Path]:
         """What to give to `shunt.kern.inotify.Watch`, which watches directories for it."""

@@ -22,6 +22,7 @@ from shunt.lb.model import (
     IPAddress,
     Limits,
     Mode,
+    Pool,
     Port,
     Protocol,
     Service,
@@ -67,6 +68,10 @@ WORDS = [
     "<<",
     "::ffff:1.2.3.4",
     "fe80::1%x",
+    "pool/public",
+    "pool/",
+    "public",
+    "203.0.113.0/28",
 ]
 
 scalars = (
@@ -230,7 +235,17 @@ def configurations(draw: st.DrawFn) -> Configuration:
         answers_per_s=draw(budget),
         samples_per_s=draw(budget),
     )
-    return Configuration(settings, tuple(services))
+    return Configuration(settings, tuple(services), draw(vip_pools()))
+
+
+@st.composite
+def vip_pools(draw: st.DrawFn) -> tuple[Pool, ...]:
+    """Nobody asks for them; no two have an address in common."""
+    found = st.sets(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?", fullmatch=True), max_size=3)
+    return tuple(
+        Pool(name, (IPv4Network(f"203.{n}.{draw(st.integers(0, 255))}.0/{24 + n}"),))
+        for n, name in enumerate(sorted(draw(found)))
+    )
 
 
 def written_settings(settings: Settings) -> dict[str, Any]:
@@ -282,7 +297,9 @@ def written_service(service: Service) -> dict[str, Any]:
 
 
 def written(wanted: Configuration) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return written_settings(wanted.settings), [written_service(s) for s in wanted.services]
+    pools = {pool.name: [str(network) for network in pool.networks] for pool in wanted.pools}
+    settings = written_settings(wanted.settings) | {"pools": pools}
+    return settings, [written_service(s) for s in wanted.services]
 
 
 @given(configurations())

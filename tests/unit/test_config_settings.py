@@ -48,7 +48,7 @@ SETTINGS_CASES = {
     "unknown key": (
         SETTINGS + "hash_sed: 3\n",
         '2: unknown key "hash_sed"',
-        "the file knows interfaces, xdp, hash_seed, mode, ipip, nat, budgets, limits",
+        "the file knows interfaces, xdp, hash_seed, mode, ipip, nat, budgets, limits, pools",
         'perhaps "hash_seed" is meant',
     ),
     "unknown key like no other": (
