@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from shunt.agent import flow_views, service_views, views
+from shunt.agent import flow_views, openapi, service_views, views
 from shunt.agent.answers import Refused, answer, answer_errors, body
 from shunt.agent.edits import Edits, tagged
 from shunt.agent.intent import Intent
 from shunt.agent.node import WEIGHT_MAX, Node
+from shunt.agent.peers import only_ours
 from shunt.agent.samples import Samples, Subscription
 from shunt.agent.service_views import Json
 from shunt.agent.unix_socket import listen
@@ -40,8 +41,8 @@ class Api:
 
         Raises: ShuntError if somebody does, or if the path cannot be used.
         """
-        app = web.Application(middlewares=[answer_errors], client_max_size=BODY_MAX)
-        app.add_routes(self._routes())
+        app = web.Application(middlewares=[answer_errors, only_ours], client_max_size=BODY_MAX)
+        app.add_routes(self.routes())
         listening = listen(path)
         runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
@@ -64,7 +65,8 @@ class Api:
             await self._runner.cleanup()
             self._runner = None
 
-    def _routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[web.RouteDef]:
+        """Every route; openapi.ROUTES describes each."""
         backend = "/v1/services/{service}/backends/{backend}"
         return [
             web.get("/v1/status", self._status),
@@ -80,9 +82,13 @@ class Api:
             web.post("/v1/flows/flush", self._flush),
             web.get("/v1/nat", self._nat),
             web.get("/v1/monitor", self._monitor),
+            web.get("/v1/openapi.json", self._openapi),
             web.post("/v1/reload", self._reload),
             web.post("/v1/programs/swap", self._swap),
         ]
+
+    async def _openapi(self, _request: web.Request) -> web.Response:
+        return web.Response(body=openapi.document(), content_type="application/json")
 
     async def _status(self, _request: web.Request) -> web.Response:
         return answer(views.status(self.node))
