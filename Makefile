@@ -119,6 +119,10 @@ test-kernels: need-root build ## packet and kernel tests on Debian's 6.1 and 6.1
 	@tools/deps requirements/debian.txt requirements/debian-kernels.txt
 	@$(UNCACHED) -m tests.kernels.run $(ARGS)
 
+.PHONY: fuzz-api
+fuzz-api: need-root build ## schemathesis against a real shuntd's API; ARGS="--examples 1000" (root)
+	@$(UNCACHED) -m tests.fuzz.api $(ARGS)
+
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet
 perf-packet: need-root build ## nanoseconds a packet, to perf/results/packet.json (root)

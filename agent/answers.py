@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -33,10 +34,10 @@ def answer(value: object, status: int = 200) -> web.Response:
     )
 
 
-async def body(request: web.Request) -> Json:
-    """The request's JSON object; an empty body is an empty one.
+async def body(request: web.Request, key: str) -> Any:
+    """What the request's JSON object has at its one key; None if that or the body is not there.
 
-    Raises: Refused if it is anything else.
+    Raises: Refused if the body is anything else.
     """
     raw = await request.read()
     try:
@@ -49,7 +50,14 @@ async def body(request: web.Request) -> Json:
             "the request's body is no JSON object", f"it is {raw[:40]!r}", "send a JSON object"
         )
         raise Refused(400, problem)
-    return found
+    if unknown := [name for name in found if name != key]:
+        problem = ShuntError(
+            f"the request's body has an unknown key {unknown[0][:40]!r}",
+            f"it has one: {key}",
+            "correct the request",
+        )
+        raise Refused(400, problem)
+    return found.get(key)
 
 
 @web.middleware
@@ -70,7 +78,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             "the API has no such route" if e.status in (404, 405) else "",
             "see the routes in docs/cli.md",
         )
-        return answer({"error": views.error(problem)}, e.status)
+        response = answer({"error": views.error(problem)}, e.status)
+        if "Allow" in e.headers:
+            response.headers["Allow"] = e.headers["Allow"]
+        return response
     except Exception:
         log.exception("%s %s", request.method, request.path)
         problem = ShuntError(

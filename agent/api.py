@@ -142,7 +142,7 @@ class Api:
         return await self._wish(request, drained=False)
 
     async def _weight(self, request: web.Request) -> web.Response:
-        weight = (await body(request)).get("weight")
+        weight = await body(request, "weight")
         if not isinstance(weight, int) or isinstance(weight, bool):
             raise Refused(
                 400,
@@ -199,7 +199,7 @@ class Api:
         return answer(await listing(self.node, name, int(text)))
 
     async def _flush(self, request: web.Request) -> web.Response:
-        name = (await body(request)).get("service")
+        name = await body(request, "service")
         if name is not None:
             name = self._find(str(name)).name
         return answer({"deleted": await self.node.flush_flows(name)})

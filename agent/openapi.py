@@ -19,6 +19,16 @@ from shunt.agent.views import version
 Json = dict[str, Any]
 TEXT: Json = {"type": "string"}
 LIMIT: Json = {"type": "integer", "minimum": 1, "maximum": 100_000, "default": 1000}
+NAMES: Mapping[str, Json] = {
+    "service": {"type": "string", "minLength": 1, "examples": ["shop"]},
+    "backend": {"type": "string", "minLength": 1, "examples": ["10.0.0.1"]},
+}
+SHOP: Json = {
+    "name": "shop",
+    "vip": "203.0.113.20",
+    "ports": [80, 443],
+    "backends": ["10.0.0.1", {"address": "10.0.0.2", "weight": 3}],
+}
 REVISION: Json = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 NDJSON = "application/x-ndjson"
 # Every route may answer with these, whatever it is asked.
@@ -37,7 +47,6 @@ class Route:
     query: Mapping[str, Json] | None = None
     headers: tuple[str, ...] = ()
     created: bool = False
-    yaml: bool = False
     stream: bool = False
 
 
@@ -53,7 +62,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", _SERVICE): Route("One service and its backends", t.ServiceShown, (404,)),
     ("PUT", _SERVICE): Route(
         "Add or replace a service of the API", t.ServiceShown, (409, 412, 413, 422),
-        takes=ServiceEntry, needs_body=True, headers=_MATCH, created=True, yaml=True,
+        takes=ServiceEntry, needs_body=True, headers=_MATCH, created=True,
     ),
     ("DELETE", _SERVICE): Route(
         "Remove a service of the API", t.Generation, (404, 409, 412), headers=_MATCH
@@ -114,7 +123,7 @@ def document() -> bytes:
 
 
 def _operation(path: str, route: Route, by_type: Mapping[str, Json]) -> Json:
-    parameters = [_parameter(name, "path", TEXT) for name in re.findall(r"\{(\w+)\}", path)]
+    parameters = [_parameter(name, "path", NAMES[name]) for name in re.findall(r"\{(\w+)\}", path)]
     parameters += [_parameter(n, "query", schema) for n, schema in (route.query or {}).items()]
     parameters += [_parameter(name, "header", TEXT) for name in route.headers]
     kind = NDJSON if route.stream else "application/json"
@@ -127,9 +136,9 @@ def _operation(path: str, route: Route, by_type: Mapping[str, Json]) -> Json:
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": refusal}
     shown: Json = {"summary": route.says, "parameters": parameters, "responses": responses}
     if route.takes is not None:
-        schema = {"schema": by_type[str(route.takes)]}
-        content = {"application/json": schema}
-        if route.yaml:
+        content: Json = {"application/json": {"schema": by_type[str(route.takes)]}}
+        if route.takes is ServiceEntry:
+            content["application/json"]["example"] = SHOP
             content["application/yaml"] = {"schema": TEXT}
         shown["requestBody"] = {"required": route.needs_body, "content": content}
     return shown
