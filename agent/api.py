@@ -11,6 +11,7 @@ from aiohttp import web
 
 from shunt.agent import flow_views, openapi, service_views, views
 from shunt.agent.answers import Refused, answer, answer_errors, body
+from shunt.agent.changes import Changes
 from shunt.agent.edits import Edits, tagged
 from shunt.agent.intent import Intent
 from shunt.agent.node import WEIGHT_MAX, Node
@@ -33,6 +34,7 @@ class Api:
 
     def __init__(self, node: Node, samples: Samples, intent: Intent) -> None:
         self.node, self.samples, self.intent = node, samples, intent
+        self.changes: Changes | None = None
         self._runner: web.AppRunner | None = None
         self._path: Path | None = None
 
@@ -43,6 +45,8 @@ class Api:
         """
         app = web.Application(middlewares=[answer_errors, only_ours], client_max_size=BODY_MAX)
         app.add_routes(self.routes())
+        self.changes = Changes(self.node)
+        self.node.on_change = self.changes.note
         listening = listen(path)
         runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
@@ -58,6 +62,8 @@ class Api:
     async def close(self) -> None:
         """Stop listening; open requests are answered, watchers' streams end."""
         self.samples.end_subscriptions()
+        if self.changes is not None:
+            self.changes.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
@@ -82,6 +88,7 @@ class Api:
             web.post("/v1/flows/flush", self._flush),
             web.get("/v1/nat", self._nat),
             web.get("/v1/monitor", self._monitor),
+            web.get("/v1/watch", self._watch),
             web.get("/v1/openapi.json", self._openapi),
             web.post("/v1/reload", self._reload),
             web.post("/v1/programs/swap", self._swap),
@@ -121,7 +128,7 @@ class Api:
 
     def _asked(self, request: web.Request, key: str) -> str | None:
         """A parameter of the query; every other than those a route knows is a mistake."""
-        known = {"/v1/backends": {"service"}, "/v1/monitor": {"type"}}
+        known = {"/v1/backends": {"service"}, "/v1/monitor": {"type"}, "/v1/watch": {"since"}}
         allowed = known.get(request.path, {"service", "limit"})
         for name in request.query:
             if name not in allowed:
@@ -234,6 +241,30 @@ class Api:
                     lost, told = subscription.lost - told, subscription.lost
                     line = msgspec.json.encode({"lost": lost}) + b"\n" + line
                 await response.write(line)
+            await response.write_eof()
+        except ConnectionError:
+            pass  # the reader has gone
+        return response
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        """One JSON object a line; see agent/changes.py."""
+        text = self._asked(request, "since")
+        if text is not None and not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise Refused(
+                400,
+                ShuntError(
+                    f"since {text[:40]} is no revision",
+                    "it is a number, the `revision` of a line that was seen",
+                    "give one, or leave it away to be told how things are first",
+                ),
+            )
+        assert self.changes is not None
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        try:
+            async for lines in self.changes.watch(None if text is None else int(text)):
+                await response.write(b"".join(msgspec.json.encode(x) + b"\n" for x in lines))
             await response.write_eof()
         except ConnectionError:
             pass  # the reader has gone

@@ -298,4 +298,20 @@ class OfService(Answer):
     service: str | UnsetType | None = UNSET
 
 
+class Change(Answer):
+    """A line of the watch: what changed, or is (after `snapshot`; `synced` ends what was)."""
+
+    revision: Count
+    type: Literal["snapshot", "synced", "service", "backend"]
+    change: Literal["present", "added", "changed", "removed"] | UnsetType = UNSET
+    service: str | UnsetType = UNSET
+    origin: str | UnsetType = UNSET
+    mode: str | UnsetType = UNSET
+    vips: list[str] | UnsetType = UNSET
+    ports: list[str] | UnsetType = UNSET
+    backend: str | UnsetType = UNSET
+    state: State | UnsetType = UNSET
+    weight: Count | UnsetType | None = UNSET
+
+
 Sample = dict[str, Any]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Node:
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()
         self.want: dict[str, Target] = {}
+        self.on_change: Callable[[Iterable[str] | None], None] = lambda _targets: None
         self._gone: set[tuple[str, Endpoint]] = set()
         self._modes: dict[str, Mode] = {}  # by service
 
@@ -245,6 +246,7 @@ class Node:
         self.counts.writes += len(writes)
         if writes:
             self.counts.apply_s = time.monotonic() - began
+        self.on_change(only)
         return len(writes)
 
     def _targets_of(self, service: str) -> list[str]:

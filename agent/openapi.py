@@ -89,6 +89,10 @@ ROUTES: dict[tuple[str, str], Route] = {
         "Dropped packets as they come", t.Sample, stream=True,
         query={"type": {"enum": ["drop"], "default": "drop"}},
     ),
+    ("GET", "/v1/watch"): Route(
+        "Changes of services and backends as they come", t.Change, stream=True,
+        query={"since": REVISION},
+    ),
     ("POST", "/v1/reload"): Route("Read the files now", t.Generation, (422,)),
     ("POST", "/v1/programs/swap"): Route(
         "Load the program anew, and put it in the old one's place", t.Interfaces, (409,)
