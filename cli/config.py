@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from shunt.cli import render
-from shunt.cli.options import STATE, Group, Options, config_options
+from shunt.cli.options import Group, Options, config_options, kept_in, state_option
 from shunt.cli.render import number
-
-if TYPE_CHECKING:
-    from shunt.agent.sources.store import State
 
 
 @click.group(cls=Group)
@@ -25,13 +21,7 @@ def config() -> None:
 
 @config.command()
 @config_options
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=STATE,
-    show_default=True,
-    help="Where shuntd keeps services of the API and addresses given by pools.",
-)
+@state_option
 @click.pass_context
 def check(ctx: click.Context, config: Path, services: Path, state: Path) -> None:
     """Check the files and list every error, with file and line. The daemon is not needed.
@@ -45,7 +35,9 @@ def check(ctx: click.Context, config: Path, services: Path, state: Path) -> None
     errors: list[dict[str, Any]] = []
     summary: dict[str, int] = {}
     try:
-        loaded = FileSource(config, services).merged(_state(state))
+        kept = kept_in(state)
+        # As for a daemon that has all of them in force: what no longer fits is an error.
+        loaded = FileSource(config, services).merged(kept, kept.services)
     except ConfigErrors as e:
         errors = [
             {"file": x.file, "line": x.line, "what": x.what, "why": x.why, "fix": x.fix}
@@ -73,18 +65,6 @@ def check(ctx: click.Context, config: Path, services: Path, state: Path) -> None
     if options.json:
         render.print_json({"ok": not errors, "errors": errors, **summary})
     ctx.exit(1 if errors else 0)
-
-
-def _state(directory: Path) -> State:
-    """What the daemon keeps; nothing for who may not read it."""
-    from shunt.agent.sources.store import State, Store
-
-    store = Store(directory)
-    try:
-        readable = os.access(store.path, os.R_OK)
-    except OSError:
-        readable = False
-    return store.read() if readable else State()
 
 
 @config.command()

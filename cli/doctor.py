@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shunt.cli import render
-from shunt.cli.options import Command, Options, config_options
+from shunt.cli.options import Command, Options, config_options, kept_in, state_option
 from shunt.lb.errors import ShuntError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @config_options
+@state_option
 @click.option("--backend", is_flag=True, help="Judge this host as a backend.")
 @click.option("--vip", "vips", multiple=True, metavar="ADDR", help="With --backend: its VIPs.")
 @click.option(
@@ -36,6 +37,7 @@ def doctor(
     ctx: click.Context,
     config: Path,
     services: Path,
+    state: Path,
     backend: bool,
     vips: Sequence[str],
     mode: str,
@@ -52,7 +54,7 @@ def doctor(
     from shunt.agent.doctor import Level, worst
 
     try:
-        findings = _backend(vips, mode, iface) if backend else _balancer(config, services)
+        findings = _backend(vips, mode, iface) if backend else _balancer(config, services, state)
     except OSError as e:
         raise ShuntError(
             "this host cannot be looked at", e.strerror or str(e), "run it as root (sudo)"
@@ -64,7 +66,7 @@ def doctor(
     ctx.exit(1 if worst(findings) is Level.ERROR else 0)
 
 
-def _balancer(config: Path, services: Path) -> list[Finding]:
+def _balancer(config: Path, services: Path, state: Path) -> list[Finding]:
     """A node; also one whose files are wrong is looked at as far as it goes."""
     from shunt.agent.doctor import Finding, Level, check_balancer
     from shunt.agent.facts import gather_balancer
@@ -73,7 +75,7 @@ def _balancer(config: Path, services: Path) -> list[Finding]:
 
     wrong: list[Finding] = []
     try:
-        configuration = load(config, services)
+        configuration = load(config, services, kept_in(state))
     except ConfigErrors as e:
         wrong = [
             Finding(Level.ERROR, "configuration", f"{x.place}: {x.what}", x.why, x.fix)

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from shunt.cli.client import Client, Refused
-from tests.netns.shunt_host import SETTINGS, WEB, Host, refused
+from shunt.cli.client import Client, Refused, Unreachable
+from tests.netns.shunt_host import SERVICES, SETTINGS, WEB, Host, refused
 
 EXTRA = "203.0.113.40"
 POOLS = {"public": ["203.0.113.64/30"], "public6": ["2001:db8:f::/126"]}
@@ -72,6 +72,35 @@ def test_a_service_of_the_api_serves_at_once_and_after_a_kill(own: Host) -> None
     own.process.kill()
     own.start()
     assert "extra" not in names(own)
+
+
+def test_what_was_answered_survives_a_kill_at_any_moment(own: Host) -> None:
+    own.start()
+    client, answered = Client(own.sock), []
+    stopped = threading.Event()
+
+    def put() -> None:
+        for n in range(1000):
+            body = {"name": f"many/{n}", "vip": f"198.51.100.{n % 250}", "ports": [1000 + n]}
+            try:
+                client.put("services", f"many/{n}", body=body)
+            except Unreachable:
+                break
+            answered.append(f"many/{n}")
+        stopped.set()
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    try:
+        own.until(lambda: len(answered) >= 15, "has answered")
+        assert own.process is not None
+        own.process.kill()
+    finally:
+        thread.join(60)
+    assert stopped.is_set()
+    own.start()
+    assert set(answered) <= names(own)
+    assert len(names(own) - set(answered) - set(SERVICES)) <= 1  # the one that was on its way
 
 
 def test_adding_from_a_file_and_from_standard_input(
@@ -250,4 +279,3 @@ def test_pools_give_addresses_that_stay(own: Host) -> None:
     own.config.write_text(yaml.safe_dump({**SETTINGS, "pools": {**POOLS, "public": "10.8.0.0/30"}}))
     refused(own.shunt("config", "reload"), f"pool public no longer has {one[0]}")
     assert answers(own, one[0])
-    assert os.path.exists(own.sock)  # noqa: PTH110
