@@ -13,6 +13,7 @@ afterwards. Streams do not end, so they are left out.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,8 @@ def _command(port: int, examples: int, seed: int | None) -> list[str]:
 @click.option("--seed", type=int, help="To see the same again.")
 def main(examples: int, seed: int | None) -> None:
     """Fuzz the local API of a real shuntd."""
+    # Also who is ended leaves no namespace behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with a_host("fuzz") as host:
         host.config.write_text(yaml.safe_dump({**SETTINGS, "pools": POOLS}))
         host.start()
