@@ -345,7 +345,8 @@ def test_valid_configurations_with_something_changed(wanted: Configuration, data
             container[data.draw(st.sampled_from(KEYS))] = container.pop(key)
         if not all(isinstance(tree, dict | list) for tree in trees_written):
             break
-    outcome(*(yaml.safe_dump(tree) for tree in trees_written))
+    settings, services = (yaml.safe_dump(tree) for tree in trees_written)
+    outcome(settings, services)
 
 
 vips = st.sampled_from(["pool/p", "pool/q", "pool/r", *(f"10.0.0.{n}" for n in range(5))])
