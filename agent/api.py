@@ -271,8 +271,7 @@ class Api:
         return response
 
     async def _reload(self, _request: web.Request) -> web.Response:
-        await self.intent.load()
-        errors = [views.error_of_text(text) for text in self.node.errors]
+        errors = [views.error_of_text(text) for text in await self.intent.load()]
         if errors:
             raise Refused(
                 422,

@@ -73,6 +73,7 @@ class Flows(Answer):
 
     remembered: Count | None
     exceptions: Count | None
+    clients: Count | None
     limit: Count
 
 
