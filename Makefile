@@ -133,6 +133,10 @@ perf-packet: need-root build ## nanoseconds a packet, to perf/results/packet.jso
 perf-maglev: build ## balance and disruption of Maglev, to perf/results/maglev_paper.*
 	$(AS_OWNER) $(PYTHON) -m perf.maglev_paper $(ARGS)
 
+.PHONY: fuzz-packets
+fuzz-packets: need-root build ## 10 million random and mutated packets through the real program (root)
+	@$(UNCACHED) -m tests.fuzz.packets $(ARGS)
+
 .PHONY: lock
 lock: deps ## pin again what requirements/run.txt and dev.txt bring with them
 	$(AS_OWNER) tools/lock

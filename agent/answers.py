@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -34,10 +33,10 @@ def answer(value: object, status: int = 200) -> web.Response:
     )
 
 
-async def body(request: web.Request, key: str) -> Any:
-    """What the request's JSON object has at its one key; None if that or the body is not there.
+async def body(request: web.Request, *known: str) -> Json:
+    """The request's JSON object; an empty body is an empty one.
 
-    Raises: Refused if the body is anything else.
+    Raises: Refused if it is anything else, or has other keys than those that are known, if any is.
     """
     raw = await request.read()
     try:
@@ -50,14 +49,14 @@ async def body(request: web.Request, key: str) -> Any:
             "the request's body is no JSON object", f"it is {raw[:40]!r}", "send a JSON object"
         )
         raise Refused(400, problem)
-    if unknown := [name for name in found if name != key]:
+    if unknown := [name for name in found if known and name not in known]:
         problem = ShuntError(
             f"the request's body has an unknown key {unknown[0][:40]!r}",
-            f"it has one: {key}",
+            f"it has: {', '.join(known)}",
             "correct the request",
         )
         raise Refused(400, problem)
-    return found.get(key)
+    return found
 
 
 @web.middleware

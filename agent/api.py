@@ -9,7 +9,15 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from shunt.agent import flow_views, openapi, service_views, views
+from shunt.agent import (
+    flow_views,
+    maglev_views,
+    metrics,
+    openapi,
+    raw_views,
+    service_views,
+    views,
+)
 from shunt.agent.answers import Refused, answer, answer_errors, body
 from shunt.agent.changes import Changes
 from shunt.agent.edits import Edits, tagged
@@ -77,6 +85,7 @@ class Api:
         return [
             web.get("/v1/status", self._status),
             web.get("/v1/errors", self._errors),
+            web.get("/v1/metrics", self._metrics),
             web.get("/v1/services", self._services),
             web.get("/v1/services/{service}", self._service),
             *Edits(self.node, self.intent).routes(),
@@ -84,6 +93,10 @@ class Api:
             web.post(f"{backend}/drain", self._drain),
             web.post(f"{backend}/undrain", self._undrain),
             web.put(f"{backend}/weight", self._weight),
+            web.get("/v1/services/{service}/maglev", self._maglev),
+            web.post("/v1/services/{service}/maglev/simulate", self._simulate),
+            web.get("/v1/bpf/lb", self._bpf_lb),
+            web.get("/v1/bpf/flows", self._bpf_flows),
             web.get("/v1/flows", self._flows),
             web.post("/v1/flows/flush", self._flush),
             web.get("/v1/nat", self._nat),
@@ -99,6 +112,9 @@ class Api:
 
     async def _status(self, _request: web.Request) -> web.Response:
         return answer(views.status(self.node))
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        return await metrics.respond(self.node, request)
 
     async def _errors(self, _request: web.Request) -> web.Response:
         return answer({"errors": [views.error_of_text(text) for text in self.node.errors]})
@@ -149,7 +165,7 @@ class Api:
         return await self._wish(request, drained=False)
 
     async def _weight(self, request: web.Request) -> web.Response:
-        weight = await body(request, "weight")
+        weight = (await body(request, "weight")).get("weight")
         if not isinstance(weight, int) or isinstance(weight, bool):
             raise Refused(
                 400,
@@ -181,6 +197,22 @@ class Api:
         rows = await service_views.backends(self.node, [found])
         return answer(next(row for row in rows if row["backend"] == str(endpoint)))
 
+    async def _maglev(self, request: web.Request) -> web.Response:
+        return answer(maglev_views.show(self.node, self._find(request.match_info["service"])))
+
+    async def _simulate(self, request: web.Request) -> web.Response:
+        found, asked = self._find(request.match_info["service"]), await body(request)
+        try:
+            return answer(maglev_views.simulated(self.node, found, asked))
+        except ShuntError as e:
+            raise Refused(422, e) from e
+
+    async def _bpf_lb(self, request: web.Request) -> web.Response:
+        return await self._listing(request, raw_views.frontends)
+
+    async def _bpf_flows(self, request: web.Request) -> web.Response:
+        return await self._listing(request, raw_views.flows)
+
     async def _flows(self, request: web.Request) -> web.Response:
         return await self._listing(request, flow_views.flows)
 
@@ -206,7 +238,7 @@ class Api:
         return answer(await listing(self.node, name, int(text)))
 
     async def _flush(self, request: web.Request) -> web.Response:
-        name = await body(request, "service")
+        name = (await body(request, "service")).get("service")
         if name is not None:
             name = self._find(str(name)).name
         return answer({"deleted": await self.node.flush_flows(name)})

@@ -118,6 +118,15 @@ class Fill(Answer):
     limit: Count
 
 
+class Loss(Answer):
+    """What was sent and then lost by the kernel or a driver."""
+
+    interface: str
+    reason: str
+    error: str
+    packets: Count
+
+
 class Status(Answer):
     version: str
     generation: Count
@@ -134,6 +143,7 @@ class Status(Answer):
     scan: Scan
     reasons: dict[str, Packets]
     events: PerName
+    losses: list[Loss]
     apply: Apply
     checks: Checks
     nexthop_problems: list[HopProblem]

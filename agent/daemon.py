@@ -18,6 +18,7 @@ import click
 
 from shunt.agent.api import Api
 from shunt.agent.intent import Intent
+from shunt.agent.metrics import Endpoint
 from shunt.agent.node import Node
 from shunt.agent.samples import Samples
 from shunt.agent.sources.file import FileSource
@@ -43,7 +44,8 @@ class Daemon:
         self.source = FileSource(config, services)
         self.bpffs, self.run_dir = bpffs, run
         self.node = Node(bpffs)
-        self.intent = Intent(self.node, self.source, Store(state))
+        self.metrics = Endpoint(self.node)
+        self.intent = Intent(self.node, self.source, Store(state), self._observe)
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
 
@@ -61,10 +63,12 @@ class Daemon:
             remove_stale(self.run_dir / "shunt.sock")  # before anything is attached
             watch = stack.enter_context(Watch(self.source.paths()))
             self.intent.start()
+            self.node.observing.start_tracing()
             samples = Samples(self.node.datapath.maps["samples"].fd)
             stack.callback(samples.close)
             api = Api(self.node, samples, self.intent)
             await api.start(self.run_dir / "shunt.sock")
+            await self._observe()
             loop = asyncio.get_running_loop()
             loop.add_reader(watch.fileno(), self._changed, watch)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,6 +82,7 @@ class Daemon:
             )
             await self._until_stopped()
             notify("STOPPING=1")
+            await self.metrics.close()
             await api.close()
             await self.node.close()
 
@@ -101,6 +106,10 @@ class Daemon:
             await asyncio.sleep(COALESCE_S)
             self._reload.clear()
             await self.intent.load()
+
+    async def _observe(self) -> None:
+        assert self.node.configuration is not None
+        await self.metrics.follow(self.node.configuration.settings)
 
     async def _scanning(self) -> None:
         while True:

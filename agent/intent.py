@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -36,8 +36,11 @@ class Overruled(ConfigErrors):
 class Intent:
     """The sources, and the node that does what they say."""
 
-    def __init__(self, node: Node, files: FileSource, store: Store) -> None:
-        self.node, self.files, self.store = node, files, store
+    def __init__(
+        self, node: Node, files: FileSource, store: Store, follow: Callable[[], Awaitable[None]]
+    ) -> None:
+        """`follow` is awaited after each change: for what does not belong to forwarding."""
+        self.node, self.files, self.store, self.follow = node, files, store, follow
         self._state = State()
         self._changing = asyncio.Lock()
 
@@ -153,6 +156,7 @@ class Intent:
             await asyncio.to_thread(self._keep, before)
             raise
         self._tell(loaded)
+        await self.follow()
 
     def _keep(self, state: State) -> None:
         if state != self._state:

@@ -19,6 +19,7 @@ import numpy as np
 
 from shunt.agent.apply import Applier, sync_ports
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
+from shunt.agent.observing import Observing
 from shunt.agent.plan import Planner
 from shunt.agent.probe import Prober
 from shunt.agent.probe import Target as ProbeTarget
@@ -72,6 +73,7 @@ class Node:
         self.health: Health[Key] = Health()
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()
+        self.observing = Observing()
         self.want: dict[str, Target] = {}
         self.on_change: Callable[[Iterable[str] | None], None] = lambda _targets: None
         self._gone: set[tuple[str, Endpoint]] = set()
@@ -246,6 +248,7 @@ class Node:
         self.counts.writes += len(writes)
         if writes:
             self.counts.apply_s = time.monotonic() - began
+            self.observing.apply_s.observe(self.counts.apply_s)
         self.on_change(only)
         return len(writes)
 
@@ -371,6 +374,7 @@ class Node:
         """Stop watching; what is in the maps stays in force."""
         self.prober.close()
         await self.nexthops.close()
+        self.observing.close()
         self.datapath.close()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from shunt.agent import api_types as t
+from shunt.agent import api_types_tables as tables
 from shunt.agent.sources.shape import ServiceEntry
 from shunt.agent.views import version
 
@@ -58,6 +59,7 @@ _MATCH = ("If-Match", "If-None-Match")
 ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/v1/status"): Route("How the node is, and what is wrong", t.Status),
     ("GET", "/v1/errors"): Route("Errors of the newest configuration, if it was refused", t.Errors),
+    ("GET", "/v1/metrics"): Route("All metrics, in Prometheus' text format", str),
     ("GET", "/v1/services"): Route("Every service", t.Services),
     ("GET", _SERVICE): Route("One service and its backends", t.ServiceShown, (404,)),
     ("PUT", _SERVICE): Route(
@@ -75,6 +77,17 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("PUT", f"{_BACKEND}/weight"): Route(
         "Another weight, from now on", t.BackendRow, (404, 409, 413, 422),
         takes=t.Weight, needs_body=True,
+    ),
+    ("GET", f"{_SERVICE}/maglev"): Route("A service's tables as they are", tables.Maglev, (404,)),
+    ("POST", f"{_SERVICE}/maglev/simulate"): Route(
+        "What a change would move; nothing is changed", tables.Simulation, (404, 413, 422),
+        takes=tables.Simulate,
+    ),
+    ("GET", "/v1/bpf/lb"): Route(
+        "Frontends as the maps have them", tables.RawFrontends, (404,), query=_OF | {"limit": LIMIT}
+    ),
+    ("GET", "/v1/bpf/flows"): Route(
+        "Lines of the table of flows", tables.RawFlows, (404,), query=_OF | {"limit": LIMIT}
     ),
     ("GET", "/v1/flows"): Route(
         "Remembered flows, in no order", t.FlowList, (404,), query=_OF | {"limit": LIMIT}
@@ -130,7 +143,7 @@ def _operation(path: str, route: Route, by_type: Mapping[str, Json]) -> Json:
     parameters = [_parameter(name, "path", NAMES[name]) for name in re.findall(r"\{(\w+)\}", path)]
     parameters += [_parameter(n, "query", schema) for n, schema in (route.query or {}).items()]
     parameters += [_parameter(name, "header", TEXT) for name in route.headers]
-    kind = NDJSON if route.stream else "application/json"
+    kind = NDJSON if route.stream else "text/plain" if route.answer is str else "application/json"
     good: Json = {"content": {kind: {"schema": by_type[str(route.answer)]}}}
     responses: dict[str, Json] = {"200": {"description": "Done", **good}}
     if route.created:

@@ -61,11 +61,12 @@ def status(node: Node) -> Json:
         "set_aside": set_aside(node),
         "interfaces": attached,
         "services": len(node.configuration.services),
-        "backends": _backend_counts(node),
+        "backends": backend_counts(node),
         "slots": slot_counts(node),
         **_scanned(node),
         "reasons": reasons(node),
         "events": events(node),
+        "losses": losses(node),
         "apply": {
             "took_ms": round(node.counts.apply_s * 1000, 1),
             "writes": node.counts.writes,
@@ -111,6 +112,7 @@ def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
         if target.members and not any(member.up for member in target.members)
     }
     found += [f"service {name}: every backend is failing" for name in sorted(failing)]
+    found += [f"{e.what}: {e.why}" for e in node.observing.troubles.values()]
     return found
 
 
@@ -130,7 +132,7 @@ def _interface(node: Node, name: str) -> Json:
     return shown
 
 
-def _backend_counts(node: Node) -> Json:
+def backend_counts(node: Node) -> Json:
     """By state; a backend counts once for each service, whatever its protocols."""
     states = backend_states(node.tables)
     by_service: dict[str, dict[Endpoint, int]] = {}
@@ -194,6 +196,19 @@ def events(node: Node) -> Json:
     event = names(node.datapath.btf, "event", "EVENT_")
     times = node.tables.maps["events"].totals()["times"]
     return {event(i).name: int(times[i]) for i in np.flatnonzero(times).tolist()}
+
+
+def losses(node: Node) -> list[Json]:
+    """Packets that the kernel or a driver lost after the program had sent them."""
+    return [
+        {
+            "interface": loss.interface,
+            "reason": loss.kind,
+            "error": loss.error,
+            "packets": loss.frames,
+        }
+        for loss in node.observing.losses()
+    ]
 
 
 def _checks(node: Node) -> Json:

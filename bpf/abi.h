@@ -430,4 +430,29 @@ struct decap_config {
 	__u32 count6;
 };
 
+/* What became of frames after a program had sent them: xdp/trace.bpf.c. */
+enum loss {
+	LOSS_ABORTED,	/* the program failed, or its verdict is none that the driver knows */
+	LOSS_TX,	/* not sent back out of the interface that it came in on */
+	LOSS_REDIRECT,	/* the kernel did not hand it on; counted where it came in */
+	LOSS_XMIT,	/* the driver of the interface towards the backend did not take it */
+};
+
+#define LOSSES_MAX 1024
+
+struct loss_key {	 /* map losses, key */
+	__u32 ifindex;
+	enum loss kind;
+	__u32 error;	 /* errno; 0: the driver named none, as when a queue is full */
+};
+
+struct loss_val {	 /* map losses, value */
+	__u64 frames;
+};
+
+/* Constants of one loaded trace program. */
+struct trace_config {
+	__u32 netns_inum; /* interfaces of this network namespace alone */
+};
+
 #endif

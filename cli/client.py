@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from shunt.cli.progress import progress
 from shunt.lb.errors import ShuntError
 
 # A reload of a large configuration takes seconds; longer means that nobody is there.
@@ -87,6 +88,20 @@ class Client:
         finally:
             connection.close()
 
+    def text(self, *parts: str) -> Iterator[str]:
+        """An answer that is no JSON, line by line."""
+        connection = _UnixConnection(self.path, TIMEOUT_S)
+        try:
+            response = self._ask(connection, "GET", parts, {})
+            if response.status >= 400:
+                raise Refused(response.status, _decode(response.read()))
+            while line := response.readline():
+                yield line.decode()
+        except (OSError, http.client.HTTPException) as e:
+            raise self._unreachable(e) from e
+        finally:
+            connection.close()
+
     def _request(
         self,
         method: str,
@@ -97,8 +112,9 @@ class Client:
     ) -> Any:
         connection = _UnixConnection(self.path, TIMEOUT_S)
         try:
-            response = self._ask(connection, method, parts, query, body, headers)
-            raw = response.read()
+            with progress("waiting for shuntd"):
+                response = self._ask(connection, method, parts, query, body, headers)
+                raw = response.read()
         except (OSError, http.client.HTTPException) as e:
             raise self._unreachable(e) from e
         finally:

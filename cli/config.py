@@ -11,6 +11,7 @@ import click
 
 from shunt.cli import render
 from shunt.cli.options import Group, Options, config_options, kept_in, state_option
+from shunt.cli.progress import progress
 from shunt.cli.render import number
 
 
@@ -36,8 +37,9 @@ def check(ctx: click.Context, config: Path, services: Path, state: Path) -> None
     summary: dict[str, int] = {}
     try:
         kept = kept_in(state)
-        # As for a daemon that has all of them in force: what no longer fits is an error.
-        loaded = FileSource(config, services).merged(kept, kept.services)
+        with progress("reading the files"):
+            # As for a daemon that has all of them in force: what no longer fits is an error.
+            loaded = FileSource(config, services).merged(kept, kept.services)
     except ConfigErrors as e:
         errors = [
             {"file": x.file, "line": x.line, "what": x.what, "why": x.why, "fix": x.fix}

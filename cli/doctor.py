@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from shunt.cli import render
-from shunt.cli.options import Command, Options, config_options, kept_in, state_option
+from shunt.cli.options import STATE, Command, Options, config_options, kept_in, state_option
+from shunt.cli.progress import progress
 from shunt.lb.errors import ShuntError
 
 if TYPE_CHECKING:
@@ -54,7 +55,12 @@ def doctor(
     from shunt.agent.doctor import Level, worst
 
     try:
-        findings = _backend(vips, mode, iface) if backend else _balancer(config, services, state)
+        with progress("looking at this host"):
+            findings = (
+                _backend(vips, mode, iface)
+                if backend
+                else balancer_findings(config, services, state)
+            )
     except OSError as e:
         raise ShuntError(
             "this host cannot be looked at", e.strerror or str(e), "run it as root (sudo)"
@@ -66,9 +72,10 @@ def doctor(
     ctx.exit(1 if worst(findings) is Level.ERROR else 0)
 
 
-def _balancer(config: Path, services: Path, state: Path) -> list[Finding]:
+def balancer_findings(config: Path, services: Path, state: Path = STATE) -> list[Finding]:
     """A node; also one whose files are wrong is looked at as far as it goes."""
     from shunt.agent.doctor import Finding, Level, check_balancer
+    from shunt.agent.doctor_speed import check_speed, gather_speed
     from shunt.agent.facts import gather_balancer
     from shunt.agent.sources.file import ConfigErrors, load
     from shunt.lb.model import Configuration, Settings
@@ -82,7 +89,9 @@ def _balancer(config: Path, services: Path, state: Path) -> list[Finding]:
             for x in e.errors
         ]
         configuration = Configuration(Settings(interfaces=()))
-    return [*check_balancer(gather_balancer(configuration), configuration), *wrong]
+    facts = gather_balancer(configuration)
+    speed = check_speed(gather_speed(facts.devices), facts, configuration)
+    return [*check_balancer(facts, configuration), *speed, *wrong]
 
 
 def _backend(vips: Sequence[str], mode: str, iface: str | None) -> list[Finding]:

@@ -49,7 +49,7 @@ def list_(options: Options, service: str | None, limit: int) -> None:
             for row in found["flows"]
         ]
         render.print_table(columns, rows, right=("IDLE",))
-    _note_more(found, limit)
+    note_more(found, limit)
 
 
 @flow.command()
@@ -101,10 +101,11 @@ def nat_list(options: Options, service: str | None, limit: int) -> None:
             for row in found["flows"]
         ]
         render.print_table(columns, rows, right=("IDLE",))
-    _note_more(found, limit)
+    note_more(found, limit)
 
 
-def _note_more(found: Json, limit: int) -> None:
+def note_more(found: Json, limit: int) -> None:
+    """Say on standard error that a listing was cut."""
     if found["more"]:
         print(
             f"shunt: there are more than {number(limit)}; --limit takes up to {number(LIMIT_MAX)}",

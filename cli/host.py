@@ -13,6 +13,7 @@ import click
 from shunt.cli import render
 from shunt.cli.flow import confirm
 from shunt.cli.options import Command, Options, bpffs_option
+from shunt.cli.progress import progress
 from shunt.cli.render import number
 from shunt.lb.errors import ShuntError
 
@@ -103,7 +104,7 @@ def cleanup(options: Options, bpffs: Path, yes: bool) -> None:
     """
     confirm(f"Stop forwarding, and forget all connections ({bpffs})?", yes)
     removed: list[str] = []
-    with _as_root("cleanup detaches programs"):
+    with _as_root("cleanup detaches programs"), progress("detaching and removing"):
         if bpffs.is_dir():
             with _nobody_runs(bpffs):
                 removed += _remove_pins(bpffs)

@@ -16,19 +16,24 @@ import click
 
 from shunt.cli import (
     backend,
+    bpf,
     completion,
     config,
+    debuginfo,
     doctor,
     flow,
     host,
+    maglev,
+    metrics,
     monitor,
     pool,
     program,
     service,
     status,
+    top,
 )
 from shunt.cli.client import Refused, Unreachable
-from shunt.cli.options import Group
+from shunt.cli.options import Group, ReaderGone
 from shunt.cli.render import print_error, print_errors
 from shunt.lb.errors import ShuntError
 
@@ -68,10 +73,15 @@ for command in (
     flow.flow,
     flow.nat,
     monitor.monitor,
+    metrics.metrics,
+    top.top,
+    maglev.maglev,
+    bpf.bpf,
     config.config,
     program.program,
     completion.completion,
     doctor.doctor,
+    debuginfo.debuginfo,
     host.decap,
     host.cleanup,
 ):
@@ -121,7 +131,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except ShuntError as e:
         print_error(e)
         return WRONG
-    except BrokenPipeError:  # `shunt flow list | head`
+    except (BrokenPipeError, ReaderGone):
         _discard_output()
         return OK
     return code if isinstance(code, int) else OK

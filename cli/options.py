@@ -77,6 +77,10 @@ class Command(click.Command):
         self.params += _shared(root=False)
 
 
+class ReaderGone(Exception):
+    """Nobody reads the output any more: `shunt flow list | head`."""
+
+
 class Group(click.Group):
     """A noun; its commands take the shared options too."""
 
@@ -85,6 +89,12 @@ class Group(click.Group):
     def __init__(self, *args: Any, root: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _shared(root)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as e:  # which click would make exit code 1 of
+            raise ReaderGone from e
 
 
 Group.group_class = Group

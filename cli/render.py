@@ -60,6 +60,14 @@ def print_table(
         print(table(columns, rows, right))
         return
     from rich.console import Console
+
+    Console().print(rich_table(columns, rows, right))
+
+
+def rich_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()
+) -> Any:
+    """The same with colours, as rich has it."""
     from rich.table import Table
     from rich.text import Text
 
@@ -70,7 +78,7 @@ def print_table(
     for row in rows:
         words = [str(cell) if cell != "" else "-" for cell in row]
         shown.add_row(*(Text(word, STYLES.get(word, "")) for word in words))
-    Console().print(shown)
+    return shown
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
@@ -96,7 +104,7 @@ def count(value: int, nouns: str) -> str:
     return f"{number(value)} {nouns if value != 1 else nouns.removesuffix('s')}"
 
 
-def size(octets: int) -> str:
+def size(octets: float) -> str:
     """Bytes, in three digits."""
     value = float(octets)
     for unit in _SIZES:

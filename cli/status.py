@@ -51,7 +51,25 @@ def _show(shown: Json) -> None:
         print()
         times = [(render.label(name), number(n)) for name, n in shown["events"].items()]
         render.print_table(("EVENT", "TIMES"), times, right=("TIMES",))
+    _show_losses(shown["losses"])
     _show_problems(shown)
+
+
+def _show_losses(losses: list[Json]) -> None:
+    """What was sent, and did not leave."""
+    if not losses:
+        return
+    print()
+    rows = [
+        (
+            render.label(loss["reason"]),
+            loss["interface"],
+            loss["error"],
+            number(loss["packets"]),
+        )
+        for loss in losses
+    ]
+    render.print_table(("LOST", "INTERFACE", "ERROR", "PACKETS"), rows, right=("PACKETS",))
 
 
 def _lines(shown: Json) -> Iterator[tuple[str, str]]:

@@ -183,6 +183,24 @@ def xdp_features() -> Feature:
     )
 
 
+_TRACEPOINTS = ("xdp_exception", "xdp_bulk_tx", "xdp_redirect_err", "xdp_devmap_xmit")
+
+
+def xdp_tracepoints(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+    """Whether the kernel tells, typed, what became of frames that XDP sent."""
+    types = path.read_bytes() if path.is_file() else b""
+    missing = [n for n in _TRACEPOINTS if b"\0btf_trace_%s\0" % n.encode() not in types]
+    return Feature(
+        "xdp_tracepoints",
+        not missing,
+        needed=False,
+        why=f"{path} has no {', '.join(missing)}" if missing else f"{path} lists all of them",
+        what="frames that drivers lose after XDP has sent them are not counted",
+        fix="boot a kernel with CONFIG_TRACEPOINTS (every Debian kernel has it); meanwhile see"
+        " the drivers' own counters: ethtool -S DEV",
+    )
+
+
 PROBES: tuple[Callable[[], Feature], ...] = (
     kernel,
     privileges,
@@ -191,6 +209,7 @@ PROBES: tuple[Callable[[], Feature], ...] = (
     bpffs,
     jit,
     xdp_features,
+    xdp_tracepoints,
     ipip,
 )
 

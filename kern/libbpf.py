@@ -125,6 +125,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_link_update": (INT, INT, INT, P),
     "bpf_link_detach": (INT, INT),
     "bpf_xdp_query": (INT, INT, INT, c.POINTER(XdpQueryOpts)),
+    "bpf_raw_tracepoint_open": (INT, c.c_char_p, INT),
+    "bpf_enable_stats": (INT, INT),
     "bpf_prog_test_run_opts": (INT, INT, c.POINTER(TestRunOpts)),
     "ring_buffer__new": (P, INT, SampleFn, P, P),
     "ring_buffer__epoll_fd": (INT, P),
@@ -278,6 +280,21 @@ class ProgInfo(c.Structure):
         ("nr_map_ids", U),
         ("map_ids", c.c_uint64),
         ("name", c.c_char * 16),
+        ("ifindex", U),
+        ("flags", U),  # gpl_compatible
+        ("netns_dev", c.c_uint64),
+        ("netns_ino", c.c_uint64),
+        ("jited", U * 2),
+        ("jited_at", c.c_uint64 * 2),
+        ("btf_id", U),
+        ("func_info_rec_size", U),
+        ("func_info", c.c_uint64),
+        ("nr_info", U * 2),
+        ("line_info", c.c_uint64 * 2),
+        ("nr_line", U * 4),
+        ("prog_tags", c.c_uint64),
+        ("run_time_ns", c.c_uint64),
+        ("run_cnt", c.c_uint64),
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""XDP links: attach, swap the program, say who holds an interface."""
+"""XDP links: attach, swap the program, say who holds an interface. And links to tracepoints."""
 
 from __future__ import annotations
 
@@ -108,3 +108,11 @@ def detach(link_fd: int) -> None:
     Raises: OSError.
     """
     libbpf.call("bpf_link_detach", link_fd)
+
+
+def attach_tracing(prog_fd: int) -> int:
+    """Attach a program of type tp_btf to its tracepoint, until the descriptor is closed.
+
+    Raises: OSError.
+    """
+    return libbpf.call("bpf_raw_tracepoint_open", None, prog_fd)

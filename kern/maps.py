@@ -224,6 +224,15 @@ class Map:
         )
 
 
+def memory_bytes(fd: int) -> int:
+    """What the kernel takes for a map, as far as it tells."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "memlock":
+            return int(value)
+    return 0
+
+
 def spec_of_fd(fd: int) -> MapSpec:
     """What the kernel says of a map.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program that is loaded already uses: its maps, and the constants it was loaded with."""
+"""What a program that is loaded already uses (its maps, its constants), and how long it ran."""
 
 from __future__ import annotations
 
@@ -74,3 +74,26 @@ def _constants(fd: int, info: libbpf.MapInfo) -> dict[str, np.ndarray[Any, Any]]
         name: np.frombuffer(raw.raw, dtype, 1, offset).reshape(())
         for name, (dtype, offset) in Btf.of_id(info.btf_id).variables(_CONSTANTS).items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """How often a program ran and how long, while the kernel's statistics were on."""
+
+    count: int
+    time_ns: int
+
+
+def runs(prog_fd: int) -> Runs:
+    """Since the program was loaded. Raises: OSError."""
+    info = libbpf.ProgInfo()
+    libbpf.info_by_fd(prog_fd, info)
+    return Runs(int(info.run_cnt), int(info.run_time_ns))
+
+
+def enable_statistics() -> int:
+    """Have the kernel take the time of all programs' runs, until the descriptor is closed.
+
+    Raises: OSError.
+    """
+    return libbpf.call("bpf_enable_stats", 0)  # BPF_STATS_RUN_TIME

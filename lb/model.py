@@ -162,6 +162,9 @@ class Settings:
     inserts_per_s: int = 50000
     answers_per_s: int = 1000
     samples_per_s: int = 100
+    metrics_listen: tuple[IPAddress, int] | None = None
+    metrics_detail: Literal["node", "services", "backends"] = "backends"
+    program_times: bool = False
 
 
 @dataclass(frozen=True, slots=True)

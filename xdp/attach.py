@@ -18,7 +18,7 @@ import numpy as np
 from shunt.kern import flows, links
 from shunt.kern.maps import Map, possible_cpus, spec_of_fd
 from shunt.kern.netlink import Netlink
-from shunt.kern.objects import Object, open_pin, pin, unlike
+from shunt.kern.objects import Object, Program, open_pin, pin, unlike
 from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import lines_for
@@ -91,6 +91,11 @@ class Datapath:
     def maps(self) -> dict[str, Map]:
         """The maps by name."""
         return self._loaded.maps
+
+    @property
+    def programs(self) -> list[Program]:
+        """The programs that are loaded."""
+        return list(self._loaded.programs.values())
 
     @property
     def _loaded(self) -> Object:

@@ -39,6 +39,7 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         what, wants = f"slots {slots} is not a power of two", "a power of two"
         fix = f"write {1 << slots.bit_length()}"
         reader.refuse(("limits", "slots"), what, wants, fix)
+    listen = _parsed(reader, ("metrics", "listen"), values.listening, written.metrics.listen, None)
     return Settings(
         interfaces=_interfaces(reader, written),
         xdp_mode=written.xdp,
@@ -51,6 +52,9 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         inserts_per_s=written.budgets.inserts,
         answers_per_s=written.budgets.answers,
         samples_per_s=written.budgets.samples,
+        metrics_listen=listen,
+        metrics_detail=written.metrics.detail,
+        program_times=written.metrics.program_times == "on",
     )
 
 

@@ -110,6 +110,14 @@ class Sizes(Shape, frozen=True):
     nat: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.nat
 
 
+class Metrics(Shape, frozen=True):
+    """What is told to Prometheus, and where on the network."""
+
+    listen: Annotated[str, _text("ADDRESS:PORT or [IPV6]:PORT, or off", "127.0.0.1:9961")] = "off"
+    detail: Literal["node", "services", "backends"] = _NODE.metrics_detail
+    program_times: Literal["off", "on"] = "off"
+
+
 class SettingsFile(Shape, frozen=True):
     """/etc/shunt/shunt.yaml"""
 
@@ -125,6 +133,7 @@ class SettingsFile(Shape, frozen=True):
     ipip: Ipip = Ipip()
     nat: Nat = Nat()
     budgets: Budgets = Budgets()
+    metrics: Metrics = Metrics()
     limits: Sizes = Sizes()
     pools: dict[PoolName, PoolNetworks] = {}
 

@@ -192,3 +192,19 @@ def port_range(text: str) -> tuple[int, int]:
     if last - first + 1 < FEWEST_NAT_PORTS:
         raise Refused(f"ports {text} has only {last - first + 1} ports", wants)
     return first, last
+
+
+def listening(text: str) -> tuple[IPAddress, int] | None:
+    """ADDRESS:PORT or [IPV6]:PORT of this host; None for off. Raises: Refused."""
+    if text == "off":
+        return None
+    wants = "ADDRESS:PORT or [IPV6]:PORT, or off"
+    match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,9})", text)
+    try:
+        found = ip_address(match[1] or match[2]) if match else None
+    except ValueError:
+        found = None
+    if match is None or found is None or (found.version == 6) != (match[1] is not None):
+        what = f"listen {shown(text)} is not an address with a port"
+        raise Refused(what, wants, "write 127.0.0.1:9961")
+    return found, _port_number(match[3], f"listen {text} has port {match[3]}")

@@ -113,7 +113,7 @@ class Host:
         self.process = self.here.start(self.argv(), self.log)
         self.until(lambda: self.shunt("service", "list").code == 0, "answers")
 
-    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 15) -> None:
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             ended = self.process is None or not self.process.running

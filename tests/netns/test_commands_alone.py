@@ -154,6 +154,9 @@ def test_the_command_as_a_program(host: Host) -> None:
 
     done = shell("shunt -o json backend list web | head -n 1")
     assert (done.returncode, done.stdout, done.stderr) == (0, "[\n", "")
+    done = shell("shunt metrics | head -n 1")  # more than a pipe's worth is left unread
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("# HELP ")
     assert shell("shunt --socket /nowhere/shunt.sock status").returncode == 3
     assert shell("shunt stats").returncode == 2
     done = shell("shunt backend list web >/dev/full")

@@ -48,7 +48,10 @@ SETTINGS_CASES = {
     "unknown key": (
         SETTINGS + "hash_sed: 3\n",
         '2: unknown key "hash_sed"',
-        "the file knows interfaces, xdp, hash_seed, mode, ipip, nat, budgets, limits, pools",
+        (
+            "the file knows interfaces, xdp, hash_seed, mode, ipip, nat, budgets, metrics, limits,"
+            " pools"
+        ),
         'perhaps "hash_seed" is meant',
     ),
     "unknown key like no other": (
@@ -224,6 +227,24 @@ SETTINGS_CASES = {
         "1: not valid YAML",
         "nested deeper than 32 levels",
         "write the values out plainly, in several files if need be",
+    ),
+    "metrics without a port": (
+        SETTINGS + "metrics: {listen: 127.0.0.1}\n",
+        "2: listen 127.0.0.1 is not an address with a port",
+        "metrics.listen wants ADDRESS:PORT or [IPV6]:PORT, or off",
+        "write 127.0.0.1:9961",
+    ),
+    "metrics on a bare IPv6 address": (
+        SETTINGS + "metrics: {listen: '::1:9961'}\n",
+        "2: listen ::1:9961 is not an address with a port",
+        "metrics.listen wants ADDRESS:PORT or [IPV6]:PORT, or off",
+        "write 127.0.0.1:9961",
+    ),
+    "metrics on no port": (
+        SETTINGS + "metrics: {listen: '[::1]:0'}\n",
+        "2: listen [::1]:0 has port 0",
+        "metrics.listen wants a port from 1 to 65535",
+        "correct the line",
     ),
     "merge": (
         SETTINGS + "<<: [eth0]\n",

@@ -72,6 +72,18 @@ def test_btf(tmp_path: Path) -> None:
     assert features.btf(vmlinux).present
 
 
+def test_xdp_tracepoints(tmp_path: Path) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    assert_absent(features.xdp_tracepoints(vmlinux), needed=False)
+    names = ["xdp_exception", "xdp_bulk_tx", "xdp_redirect_err", "xdp_devmap_xmit"]
+    vmlinux.write_bytes(b"\0".join([b"\x9f\xeb", *(f"btf_trace_{n}".encode() for n in names), b""]))
+    assert features.xdp_tracepoints(vmlinux).present
+    vmlinux.write_bytes(b"\0btf_trace_xdp_exception\0btf_trace_xdp_redirect_error\0")
+    found = features.xdp_tracepoints(vmlinux)
+    assert_absent(found, needed=False)
+    assert "has no xdp_bulk_tx, xdp_redirect_err, xdp_devmap_xmit" in found.why
+
+
 def test_the_file_system_of_a_path(tmp_path: Path) -> None:
     mountinfo = tmp_path / "mountinfo"
     mountinfo.write_text(MOUNTS.format(bpf=BPF))
