@@ -13,17 +13,17 @@ PYTHON := build/venv/bin/python
 TRIPLET := $(shell uname -m)-linux-gnu
 BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 
-BPF_SOURCES := $(wildcard xdp/*.bpf.c tc/*.bpf.c sockops/*.bpf.c perf/*.bpf.c \
+BPF_SOURCES := $(wildcard xdp/*.bpf.c tc/*.bpf.c sockops/*.bpf.c perf/*.bpf.c examples/*.bpf.c \
 	tests/*.bpf.c tests/*/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
-C_SOURCES := $(wildcard bpf/*.h xdp/*.c tc/*.c sockops/*.c lb/*.c lb/*.h kern/*.c perf/*.c perf/*.h \
-	tests/*.bpf.c tests/*/*.bpf.c)
+C_SOURCES := $(wildcard bpf/*.h xdp/*.c xdp/*.h tc/*.c sockops/*.c lb/*.c lb/*.h kern/*.c \
+	perf/*.c perf/*.h examples/*.c tests/*.bpf.c tests/*/*.bpf.c)
 
 # -mcpu=v3 (32-bit registers' jumps, atomics) is what every supported kernel takes; the
 # prefix map keeps the line information, and so the object, the same in every directory.
 # Headers are summed and compared as words, so no strict aliasing, as in the kernel.
-BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -fno-strict-aliasing -D__TARGET_ARCH_$(BPF_ARCH) -Ibpf \
-	-isystem /usr/include/$(TRIPLET) -ffile-prefix-map=$(CURDIR)=. \
+BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -fno-strict-aliasing -D__TARGET_ARCH_$(BPF_ARCH) \
+	-Ibpf -Ixdp -isystem /usr/include/$(TRIPLET) -ffile-prefix-map=$(CURDIR)=. \
 	-Wall -Wextra -Werror
 
 # Root leaves no caches in the checkout: neither bytecode nor pytest's nor hypothesis's.
@@ -54,7 +54,7 @@ build: venv ## build the BPF objects and the C extensions, in place
 objects: $(BPF_OBJECTS) build/stamp/extension build/stamp/defects
 
 # The real program with one deliberate defect each, for the test that must catch them.
-build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/lb.bpf.c)
+build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/*.h xdp/lb.bpf.c)
 	@mkdir -p $(@D)
 	python3 tests/packets/defects.py
 	@touch $@
@@ -67,13 +67,28 @@ build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/lb.bpf.c)
 
 -include $(BPF_OBJECTS:%=build/dep/%.d)
 
-build/stamp/extension: $(wildcard setup.py lb/*.c lb/*.h kern/*.c bpf/*.h) build/venv/made-from
+build/stamp/extension: $(wildcard setup.py lb/*.c lb/*.h kern/*.c bpf/*.h xdp/*.h) build/venv/made-from
 	@mkdir -p build/stamp
 	@if [ -e setup.py ]; then \
 		echo "Building the C extensions ..."; \
 		$(PYTHON) setup.py -q build_ext --inplace --build-temp build/ext; \
 	fi
 	@touch $@
+
+.PHONY: stage
+stage: build ## collect what `make install` copies, in build/stage
+	@$(AS_OWNER) tools/stage
+
+# The scripts read DESTDIR, PREFIX and SYSCONFDIR; a default stands in tools/installed.
+export DESTDIR PREFIX SYSCONFDIR PURGE
+
+.PHONY: install
+install: stage ## install below DESTDIR and PREFIX (/usr/local); no compiler is needed there
+	@tools/install
+
+.PHONY: uninstall
+uninstall: ## remove that again; PURGE=yes: configuration, and what is in the kernel, too
+	@tools/uninstall
 
 .PHONY: lint
 lint: venv ## ruff, mypy and clang-format
@@ -122,6 +137,11 @@ test-kernels: need-root build ## packet and kernel tests on Debian's 6.1 and 6.1
 .PHONY: fuzz-api
 fuzz-api: need-root build ## schemathesis against a real shuntd's API; ARGS="--examples 1000" (root)
 	@$(UNCACHED) -m tests.fuzz.api $(ARGS)
+
+.PHONY: test-systemd
+test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn machine, with traffic (root)
+	@tools/deps requirements/debian.txt requirements/debian-systemd.txt
+	$(PYTEST) tests/e2e $(ARGS)
 
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet

@@ -9,7 +9,6 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -17,10 +16,13 @@ from pathlib import Path
 import click
 
 from shunt.agent.api import Api
+from shunt.agent.events import Event, about
 from shunt.agent.intent import Intent
+from shunt.agent.journal import log_to, to_journal
 from shunt.agent.metrics import Endpoint
 from shunt.agent.node import Node
 from shunt.agent.samples import Samples
+from shunt.agent.service_manager import keep_alive, notify
 from shunt.agent.sources.file import FileSource
 from shunt.agent.sources.store import Store
 from shunt.agent.unix_socket import remove_stale
@@ -45,7 +47,7 @@ class Daemon:
         self.bpffs, self.run_dir = bpffs, run
         self.node = Node(bpffs)
         self.metrics = Endpoint(self.node)
-        self.intent = Intent(self.node, self.source, Store(state), self._observe)
+        self.intent = Intent(self.node, self.source, Store(state), self._follow)
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
 
@@ -74,20 +76,28 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
             loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-            notify("READY=1")
+            notify("READY=1", self._status())
             log.info(
                 "in force: generation %d, %d services",
                 self.node.generation,
                 len(self.node.want),
+                extra=about(Event.STARTED, generation=self.node.generation),
             )
             await self._until_stopped()
             notify("STOPPING=1")
             await self.metrics.close()
             await api.close()
             await self.node.close()
+            log.info("stopped; what is in force goes on", extra=about(Event.STOPPED))
+
+    def _status(self) -> str:
+        """One line for `systemctl status`."""
+        refused = f"; {len(self.node.errors)} errors, refused" if self.node.errors else ""
+        return f"STATUS=generation {self.node.generation} in force{refused}"
 
     async def _until_stopped(self) -> None:
-        tasks = [asyncio.create_task(self._scanning()), asyncio.create_task(self._reloading())]
+        loops = self._scanning(), self._reloading(), keep_alive()
+        tasks = [asyncio.create_task(one) for one in loops]
         stop = asyncio.create_task(self._stop.wait())
         done, _ = await asyncio.wait({*tasks, stop}, return_when=asyncio.FIRST_COMPLETED)
         for task in (*tasks, stop):
@@ -106,6 +116,11 @@ class Daemon:
             await asyncio.sleep(COALESCE_S)
             self._reload.clear()
             await self.intent.load()
+
+    async def _follow(self) -> None:
+        """What comes after a change, or after one that was refused."""
+        await self._observe()
+        notify(self._status())
 
     async def _observe(self) -> None:
         assert self.node.configuration is not None
@@ -145,15 +160,6 @@ def only_one(bpffs: Path):  # type: ignore[no-untyped-def]
         os.close(fd)
 
 
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)), if it asked."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
-            s.connect("\0" + path[1:] if path.startswith("@") else path)
-            s.send(state.encode())
-
-
 @click.command()
 @click.option("--config", type=Path, default=Path("/etc/shunt/shunt.yaml"), show_default=True)
 @click.option("--services", type=Path, default=Path("/etc/shunt/services.d"), show_default=True)
@@ -163,14 +169,7 @@ def notify(state: str) -> None:
 @click.option("--verbose", is_flag=True, help="Log what is done, not only what happens.")
 def main(config: Path, services: Path, bpffs: Path, run: Path, state: Path, verbose: bool) -> None:
     """The load balancer's daemon. Packets go on while it is stopped."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(levelname)s %(message)s"
-        if os.environ.get("JOURNAL_STREAM")
-        else "%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    log_to(logging.DEBUG if verbose else logging.INFO)
 
     async def start() -> None:
         await Daemon(config, services, bpffs, run, state).run()
@@ -178,7 +177,10 @@ def main(config: Path, services: Path, bpffs: Path, run: Path, state: Path, verb
     try:
         asyncio.run(start())
     except ShuntError as e:
-        click.echo(f"shuntd: {e}", err=True)
+        if to_journal():  # under systemd the journal is where one looks
+            log.critical("%s", e)
+        else:
+            click.echo(f"shuntd: {e}", err=True)
         sys.exit(1)
 
 

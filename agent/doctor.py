@@ -71,6 +71,9 @@ def _features(facts: BalancerFacts) -> Iterator[Finding]:
             continue
         if feature.present:
             yield Finding(Level.OK, feature.name, feature.why)
+        elif feature.name == "hook_compiler":  # few want it
+            what = f"{feature.what}; to change that: {feature.fix}"
+            yield Finding(Level.OK, feature.name, what)
         else:
             level = Level.ERROR if feature.needed else Level.WARN
             yield Finding(level, feature.name, feature.what, feature.why, feature.fix)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from yaml.nodes import Node as Tree
 
+from shunt.agent.events import Event, about
 from shunt.agent.node import Node
 from shunt.agent.sources.file import FileSource
 from shunt.agent.sources.merge import API, Draft, Loaded, plain, read_service
@@ -69,6 +70,8 @@ class Intent:
                 self._refuse([str(e)])
             else:
                 self.node.errors = []
+                return []
+            await self.follow()
             return self.node.errors
 
     def _refuse(self, errors: list[str]) -> None:
@@ -79,6 +82,7 @@ class Intent:
         log.error(
             "the new configuration is refused; generation %d is still in force",
             self.node.generation,
+            extra=about(Event.REFUSED, generation=self.node.generation, errors=len(errors)),
         )
 
     async def put_service(self, name: str, tree: Tree, file: str, check: Check) -> bool:
@@ -151,11 +155,16 @@ class Intent:
         try:
             if loaded.configuration != self.node.configuration:
                 self.node.configure(loaded.configuration)
-                log.info("in force: generation %d", self.node.generation)
+                log.info(
+                    "in force: generation %d",
+                    self.node.generation,
+                    extra=about(Event.IN_FORCE, generation=self.node.generation),
+                )
         except ShuntError:
             await asyncio.to_thread(self._keep, before)
             raise
         self._tell(loaded)
+        self.node.errors = []
         await self.follow()
 
     def _keep(self, state: State) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from shunt.agent.apply import Applier, sync_ports
+from shunt.agent.events import turned
 from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
 from shunt.agent.observing import Observing
 from shunt.agent.plan import Planner
@@ -281,14 +282,7 @@ class Node:
     def _probed(self, key: Key, result: Result) -> None:
         for transition in self.health.result(key, result):
             service, endpoint = transition.key
-            log.log(
-                logging.INFO if transition.turn is Turn.UP else logging.WARNING,
-                "backend %s of service %s is %s%s",
-                endpoint,
-                service,
-                transition.turn,
-                f": {transition.reason}" if transition.reason else "",
-            )
+            turned(service, endpoint, transition.turn, transition.reason)
             names = self._targets_of(service)
             if transition.turn is Turn.GONE:
                 self._gone |= {(name, endpoint) for name in names}

@@ -11,6 +11,8 @@
 
 #include <linux/types.h>
 
+#include "../xdp/shunt_hook.h"
+
 /* Raised when the meaning of a pinned map changes without its size changing. */
 enum abi { ABI_VERSION = 2 };
 
@@ -39,6 +41,7 @@ enum reason {
 	REASON_DROP_NAT_NO_SOURCE,   /* no address of this host in the backend's family */
 	REASON_DROP_SOURCE_DENIED,   /* the service does not serve this client */
 	REASON_DROP_RATE_LIMITED,    /* too many new connections from this client's network */
+	REASON_DROP_HOOK,	     /* a user's hook said so */
 	REASON_DROP_BAD_TABLE,	     /* tables contradict each other: a defect, please report */
 	REASON_COUNT,
 };
@@ -341,7 +344,7 @@ struct meta_val {	 /* map meta: one element; mmap-ed */
 	__u64 hash_seed; /* the flows in these maps were hashed with it */
 };
 
-struct count {		 /* map reasons, per processor; maps svc_stats, backend_stats, below */
+struct count {		 /* maps reasons, hook_stats, per processor; svc_stats, backend_stats, below */
 	__u64 packets;
 	__u64 bytes;
 };
@@ -364,6 +367,40 @@ struct budget_val {	 /* map budget: per processor, one element */
 
 struct svc_name {	 /* map names, by service id: what a restarted agent finds again */
 	char name[128];	 /* "NAME/tcp", zero-padded */
+};
+
+enum hook_position {
+	HOOK_POSITION_PRE,
+	HOOK_POSITION_POST,
+	HOOK_POSITIONS,
+};
+
+/* Map hooks, a program array. What comes after a user's hook stands in the slot after it. */
+enum hook_slot {
+	HOOK_ENTRY,   /* where shunt_lb goes: HOOK_ENTER's program, or empty without a hook */
+	HOOK_PRE_LB,  /* the user's */
+	HOOK_BALANCE,
+	HOOK_POST_LB, /* the user's */
+	HOOK_EXIT,
+	HOOK_ENTER,   /* the program that HOOK_ENTRY gets with the first hook */
+	HOOK_SLOTS,
+};
+
+/* Map hook_stats: HOOK_RESULTS elements for each position. HOOK_INVALID + n is mark n. */
+enum hook_result {
+	HOOK_PASSED,
+	HOOK_DROPPED,
+	HOOK_INVALID, /* an answer that is none: passed */
+	HOOK_RESULTS = HOOK_INVALID + 1 + HOOK_MARK_MAX,
+};
+
+struct hook_state {	 /* map hook_state: per processor, one element; no hook sees it */
+	__u32 action;
+	__u32 reason;
+	__u32 svc;
+	__u32 backend;
+	__u32 len;	 /* of the packet as it came */
+	__u32 mark;
 };
 
 #define SAMPLE_BYTES 96

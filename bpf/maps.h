@@ -3,7 +3,7 @@
 #ifndef SHUNT_MAPS_H
 #define SHUNT_MAPS_H
 
-#include "count.h"
+#include "hook_maps.h"
 
 #define ARRAY_MAP(NAME, VALUE, ENTRIES, FLAGS)    \
 	struct {                                  \
@@ -43,6 +43,8 @@ ARRAY_MAP(svc_stats, struct count, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(backend_stats, struct count, 1024, BPF_F_MMAPABLE);
 PERCPU_MAP(budget, struct budget_val, 1);
 PERCPU_MAP(scratch, struct nat_scratch, 1);
+PERCPU_MAP(hook_state, struct hook_state, 1);
+PERCPU_MAP(hook_stats, struct count, HOOK_POSITIONS *HOOK_RESULTS);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -78,6 +80,9 @@ struct {
 	enum flow_writer flow_writer;
 	enum flow_kind flow_kind;
 	enum svc_flag svc_flag;
+	enum hook_position hook_position;
+	enum hook_slot hook_slot;
+	enum hook_result hook_result;
 } abi_types SEC(".data.layout");
 
 #endif

@@ -54,7 +54,7 @@ def decap(
         raise click.UsageError("Name the interface: --iface DEV.")
     if detach and sources:
         raise click.UsageError("--detach takes no --source.")
-    with _as_root("decap loads and attaches a program"):
+    with as_root("decap loads and attaches a program"):
         from shunt.xdp import decap as program
 
         if iface is None:
@@ -104,7 +104,7 @@ def cleanup(options: Options, bpffs: Path, yes: bool) -> None:
     """
     confirm(f"Stop forwarding, and forget all connections ({bpffs})?", yes)
     removed: list[str] = []
-    with _as_root("cleanup detaches programs"), progress("detaching and removing"):
+    with as_root("cleanup detaches programs"), progress("detaching and removing"):
         if bpffs.is_dir():
             with _nobody_runs(bpffs):
                 removed += _remove_pins(bpffs)
@@ -169,7 +169,8 @@ def _nobody_runs(bpffs: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_root(why: str) -> Iterator[None]:
+def as_root(why: str) -> Iterator[None]:
+    """What the kernel refuses in here becomes an error that says so; `why` says for what."""
     try:
         yield
     except PermissionError as e:

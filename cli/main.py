@@ -22,6 +22,7 @@ from shunt.cli import (
     debuginfo,
     doctor,
     flow,
+    hook,
     host,
     maglev,
     metrics,
@@ -82,6 +83,7 @@ for command in (
     completion.completion,
     doctor.doctor,
     debuginfo.debuginfo,
+    hook.hook,
     host.decap,
     host.cleanup,
 ):

@@ -201,6 +201,31 @@ def xdp_tracepoints(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
     )
 
 
+def hook_compiler(
+    packages: Path = Path("/usr/lib/python3/dist-packages"),
+    modules: Path = Path("/lib/modules"),
+    archive: Path = Path("/sys/kernel/kheaders.tar.xz"),
+    release: str = "",
+) -> Feature:
+    """What `shunt hook load FILE.c` wants: bcc for the system's Python, and kernel headers."""
+    release = release or platform.release()
+    named = os.environ.get("BCC_KERNEL_SOURCE")  # bcc's own: headers somewhere else
+    headers = Path(named) if named else modules / release / "build"
+    missing = {}
+    if not (packages / "bcc").is_dir():
+        missing["python3-bpfcc"] = f"{packages / 'bcc'} does not exist"
+    if not headers.is_dir() and not archive.exists():
+        missing[f"linux-headers-{release}"] = f"{headers} does not exist"
+    return Feature(
+        "hook_compiler",
+        not missing,
+        needed=False,
+        why="; ".join(missing.values()) or f"bcc is there, and {headers}",
+        what="hooks can be loaded from object files only, not compiled here",
+        fix=f"apt-get install {' '.join(missing)}" if missing else "",
+    )
+
+
 PROBES: tuple[Callable[[], Feature], ...] = (
     kernel,
     privileges,
@@ -211,6 +236,7 @@ PROBES: tuple[Callable[[], Feature], ...] = (
     xdp_features,
     xdp_tracepoints,
     ipip,
+    hook_compiler,
 )
 
 

@@ -19,7 +19,9 @@ SampleFn = c.CFUNCTYPE(INT, P, P, Z)
 # bpf_cmd-independent constants of <linux/bpf.h>, which has no Python face.
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 BPF_XDP = 37
-MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_LRU_HASH, MAP_LPM_TRIE, MAP_RINGBUF = 1, 2, 6, 9, 11, 27
+MAP_HASH, MAP_ARRAY, MAP_PROG_ARRAY, MAP_PERCPU_ARRAY = 1, 2, 3, 6
+MAP_LRU_HASH, MAP_LPM_TRIE, MAP_RINGBUF = 9, 11, 27
+PROG_TYPE_XDP = 6
 BPF_F_MMAPABLE = 1 << 10
 XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 1 << 1, 1 << 2
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
@@ -55,6 +57,33 @@ class XdpQueryOpts(c.Structure):
         ("hw_prog_id", U),
         ("skb_prog_id", U),
         ("attach_mode", c.c_uint8),
+    )
+
+
+class ProgLoadOpts(c.Structure):
+    """struct bpf_prog_load_opts"""
+
+    _fields_ = (
+        ("sz", Z),
+        ("attempts", INT),
+        ("expected_attach_type", U),
+        ("prog_btf_fd", U),
+        ("prog_flags", U),
+        ("prog_ifindex", U),
+        ("kern_version", U),
+        ("attach_btf_id", U),
+        ("attach_prog_fd", U),
+        ("attach_btf_obj_fd", U),
+        ("fd_array", P),
+        ("func_info", P),
+        ("func_info_cnt", U),
+        ("func_info_rec_size", U),
+        ("line_info", P),
+        ("line_info_cnt", U),
+        ("line_info_rec_size", U),
+        ("log_level", U),
+        ("log_size", U),
+        ("log_buf", P),
     )
 
 
@@ -105,9 +134,18 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_map__initial_value": (P, P, c.POINTER(Z)),
     "bpf_program__name": (c.c_char_p, P),
     "bpf_program__fd": (INT, P),
+    "bpf_program__insns": (P, P),
+    "bpf_program__insn_cnt": (Z, P),
+    "bpf_program__flags": (U, P),
+    "bpf_program__set_flags": (INT, P, U),
     "bpf_program__set_autoload": (INT, P, c.c_bool),
     "bpf_program__set_log_buf": (INT, P, P, Z),
     "bpf_program__set_log_level": (INT, P, U),
+    "bpf_linker__new": (P, c.c_char_p, P),
+    "bpf_linker__add_file": (INT, P, c.c_char_p, P),
+    "bpf_linker__finalize": (INT, P),
+    "bpf_linker__free": (None, P),
+    "bpf_prog_load": (INT, INT, c.c_char_p, c.c_char_p, P, Z, c.POINTER(ProgLoadOpts)),
     "btf__raw_data": (P, P, c.POINTER(U)),
     "bpf_obj_pin": (INT, INT, c.c_char_p),
     "bpf_obj_get": (INT, c.c_char_p),
@@ -118,6 +156,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_map_lookup_elem": (INT, INT, P, P),
     "bpf_map_update_elem": (INT, INT, P, P, c.c_uint64),
     "bpf_map_delete_elem": (INT, INT, P),
+    "bpf_map_get_next_key": (INT, INT, P, P),
     "bpf_map_lookup_batch": (INT, INT, P, P, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
     "bpf_map_update_batch": (INT, INT, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
     "bpf_map_delete_batch": (INT, INT, P, c.POINTER(U), c.POINTER(BatchOpts)),

@@ -53,13 +53,15 @@ class Map:
         self._mapped: Records | None = None
 
     @classmethod
-    def pinned(cls, path: str | os.PathLike[str]) -> Map:
+    def pinned(cls, path: str | os.PathLike[str], like: MapSpec | None = None) -> Map:
         """Open a pinned map, its layout read from the BTF the kernel keeps with it.
+
+        `like` is as in spec_of_fd.
 
         Raises: FileNotFoundError; ShuntError if the map carries no BTF.
         """
         fd = libbpf.call("bpf_obj_get", os.fsencode(path))
-        return cls(fd, spec_of_fd(fd))
+        return cls(fd, spec_of_fd(fd, like))
 
     def close(self) -> None:
         """Give the file descriptor back; a mapping stays valid."""
@@ -233,15 +235,19 @@ def memory_bytes(fd: int) -> int:
     return 0
 
 
-def spec_of_fd(fd: int) -> MapSpec:
+def spec_of_fd(fd: int, like: MapSpec | None = None) -> MapSpec:
     """What the kernel says of a map.
 
-    Raises: ShuntError if it was made without BTF, so not by this program.
+    Only CAP_SYS_ADMIN may read the BTF of a map that is pinned. Without it the layout is that of
+    `like` wherever the size is the same: a meaning that changes without a size raises ABI_VERSION.
+
+    Raises: ShuntError if it was made without BTF, so not by this program; PermissionError without
+            that capability, and without `like`.
     """
     info = libbpf.MapInfo()
     libbpf.info_by_fd(fd, info)
     name = info.name.decode()
-    if info.type == libbpf.MAP_RINGBUF:
+    if info.type in (libbpf.MAP_RINGBUF, libbpf.MAP_PROG_ARRAY):
         nothing = np.dtype([])
         return MapSpec(name, info.type, nothing, nothing, info.max_entries, info.map_flags)
     if not info.btf_id:
@@ -250,6 +256,16 @@ def spec_of_fd(fd: int) -> MapSpec:
             "it was not made by this program",
             "remove it: shunt cleanup",
         )
-    btf = Btf.of_id(info.btf_id)
+    try:
+        btf = Btf.of_id(info.btf_id)
+    except PermissionError:
+        if like is None:
+            raise
+        key, value = _sized(info.key_size, like.key), _sized(info.value_size, like.value)
+        return MapSpec(name, info.type, key, value, info.max_entries, info.map_flags)
     key, value = btf.dtype(info.btf_key_type_id), btf.dtype(info.btf_value_type_id)
     return MapSpec(name, info.type, key, value, info.max_entries, info.map_flags)
+
+
+def _sized(size: int, like: np.dtype[Any]) -> np.dtype[Any]:
+    return like if like.itemsize == size else np.dtype(f"V{size}")

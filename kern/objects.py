@@ -22,6 +22,7 @@ from shunt.lb.errors import ShuntError
 _TYPE_NAMES = {
     1: "hash",
     2: "array",
+    3: "prog_array",
     6: "percpu_array",
     9: "lru_hash",
     11: "lpm_trie",
@@ -67,6 +68,7 @@ class Object:
             for h in libbpf.each("bpf_object__next_program", self._obj)
         }
         self._logs: dict[str, Any] = {}
+        self._reused: dict[str, MapSpec] = {}  # libbpf now knows them by the other's type ids
 
     def close(self) -> None:
         """Unload what nothing else holds (pins and links do)."""
@@ -88,17 +90,26 @@ class Object:
 
     def spec(self, name: str) -> MapSpec:
         """What this object wants a map to be."""
+        if name in self._reused:
+            return self._reused[name]
         lib, h = libbpf.lib(), self._handles[name]
         key_id, value_id = lib.bpf_map__btf_key_type_id(h), lib.bpf_map__btf_value_type_id(h)
         nothing = np.dtype([])
         return MapSpec(
             name,
             lib.bpf_map__type(h),
-            self.btf.dtype(key_id) if key_id else nothing,
-            self.btf.dtype(value_id) if value_id else nothing,
+            self._layout(key_id, lib.bpf_map__key_size(h)) if key_id else nothing,
+            self._layout(value_id, lib.bpf_map__value_size(h)) if value_id else nothing,
             lib.bpf_map__max_entries(h),
             lib.bpf_map__map_flags(h),
         )
+
+    def _layout(self, type_id: int, size: int) -> np.dtype[Any]:
+        """A type's dtype; of one that no map of ours has (a user's may), only its size."""
+        try:
+            return self.btf.dtype(type_id)
+        except ShuntError:
+            return np.dtype(f"V{size}")
 
     def set_entries(self, sizes: Mapping[str, int]) -> None:
         """Set the sizes of maps, before load."""
@@ -127,12 +138,26 @@ class Object:
         for name, h in self._program_handles.items():
             libbpf.call("bpf_program__set_autoload", h, name in names)
 
+    def flags(self, program: str) -> int:
+        """How a program is loaded: BPF_F_*."""
+        return int(libbpf.lib().bpf_program__flags(self._program_handles[program]))
+
+    def set_flags(self, program: str, flags: int) -> None:
+        """Before load."""
+        libbpf.call("bpf_program__set_flags", self._program_handles[program], flags)
+
+    def instructions(self, program: str) -> bytes:
+        """What was loaded, functions included. Units: 8 bytes an instruction."""
+        lib, h = libbpf.lib(), self._program_handles[program]
+        return c.string_at(lib.bpf_program__insns(h), 8 * lib.bpf_program__insn_cnt(h))
+
     def reuse(self, name: str, fd: int, where: str) -> None:
         """Use a map that exists, if it is what this object wants.
 
         Raises: ShuntError that lists each difference; the existing map is untouched.
         """
-        want, have = self.spec(name), spec_of_fd(fd)
+        want = self.spec(name)
+        have = spec_of_fd(fd, want)
         found = unlike(want, have)
         if want.entries != have.entries:
             found.append(f"entries: {have.entries} there, {want.entries} here")
@@ -144,6 +169,7 @@ class Object:
                 " are forgotten), or run the version that made them",
             )
         libbpf.call("bpf_map__reuse_fd", self._handles[name], fd)
+        self._reused[name] = want
 
     def load(self) -> None:
         """Create the maps and load the programs.
@@ -196,7 +222,7 @@ def unlike(want: MapSpec, have: MapSpec) -> list[str]:
         found.append(f"type: {types[0]} there, {types[1]} here")
     if want.flags != have.flags:
         found.append(f"flags: {have.flags:#x} there, {want.flags:#x} here")
-    if want.type != libbpf.MAP_RINGBUF:
+    if want.type not in (libbpf.MAP_RINGBUF, libbpf.MAP_PROG_ARRAY):
         found += [f"key {d}" for d in differences(want.key, have.key)]
         found += [f"value {d}" for d in differences(want.value, have.value)]
     return found

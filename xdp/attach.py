@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from shunt.kern import flows, links
-from shunt.kern.maps import Map, possible_cpus, spec_of_fd
+from shunt.kern.maps import Map, MapSpec, possible_cpus, spec_of_fd
 from shunt.kern.netlink import Netlink
 from shunt.kern.objects import Object, Program, open_pin, pin, unlike
 from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import lines_for
 from shunt.lb.model import Limits, Settings
-from shunt.xdp import resize
+from shunt.xdp import hooks, resize
 
 OBJECT = Path(__file__).parent / "lb.bpf.o"
 PROGRAM = "shunt_lb"
@@ -125,7 +125,7 @@ class Datapath:
             fit(obj)
             configure(obj.variable(".rodata", "config"), settings)
             version = int(obj.btf.enum("abi", "ABI_")["VERSION"])
-            _check_version(pins, version, settings)
+            _check_version(pins, obj.spec("meta"), version, settings)
             for name in obj.map_names():
                 if old := _reuse(obj, name, pins / name, sizes):
                     outgrown[name] = old
@@ -184,6 +184,8 @@ class Datapath:
             if path.name not in kept:
                 detach_pin(path)
         self.modes = {name: self.modes[name] for name in wanted}
+        # Until here packets that hooks see have gone through the programs and maps before.
+        hooks.install(self._loaded, self.bpffs)
         self._replace_outgrown()
 
     def _attach_one(self, name: str, ifindex: int, prog_fd: int, mode: str) -> None:
@@ -221,7 +223,8 @@ def _reuse(obj: Object, name: str, path: Path, sizes: dict[str, int]) -> Map | N
         fd = open_pin(path)
     except FileNotFoundError:
         return None
-    have, want = spec_of_fd(fd), obj.spec(name)
+    want = obj.spec(name)
+    have = spec_of_fd(fd, want)
     if name in sizes and have.entries != want.entries and not unlike(want, have):
         return Map(fd, have)
     try:
@@ -243,16 +246,17 @@ def _remove_pins(directory: Path) -> None:
     directory.rmdir()
 
 
-def _check_version(pins: Path, version: int, settings: Settings) -> None:
+def _check_version(pins: Path, like: MapSpec, version: int, settings: Settings) -> None:
     """Raises: ShuntError if the pinned maps are of another version, or hashed otherwise."""
     try:
-        meta = Map.pinned(pins / "meta")
+        meta = Map.pinned(pins / "meta", like)
     except FileNotFoundError:
         return
     try:
         found = meta.mapped()
-        there = int(found["abi"][0])
-        seed = int(found["hash_seed"][0]) if "hash_seed" in (found.dtype.names or ()) else None
+        names = found.dtype.names or ()  # none: of another size, which _reuse refuses
+        there = int(found["abi"][0]) if "abi" in names else 0
+        seed = int(found["hash_seed"][0]) if "hash_seed" in names else None
     finally:
         meta.close()
     if there not in (0, version):
@@ -299,6 +303,7 @@ def cleanup(bpffs: Path) -> list[str]:
                 remove(path)
                 removed.append(str(path))
             directory.rmdir()
+    removed += hooks.cleanup(bpffs)
     if bpffs.is_dir() and not any(bpffs.iterdir()):
         bpffs.rmdir()
     return removed

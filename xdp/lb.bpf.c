@@ -4,6 +4,7 @@
  * one hash look-up (services), one flow hash, array reads (svc, slots, backends, nexthops),
  * encapsulate, transmit. No flow table, no clock, no FIB.
  */
+#include "hooks.h"
 #include "nat.h"
 #include "options.h"
 
@@ -148,7 +149,51 @@ int shunt_lb(struct xdp_md *ctx)
 {
 	__u32 len = ctx->data_end - ctx->data;
 
+	bpf_tail_call_static(ctx, &hooks, HOOK_ENTRY);
 	return leave(ctx, decide(ctx), len);
+}
+
+/* With a user's hook loaded, a packet takes this way instead: bpf/hooks.h. */
+SEC("xdp")
+int shunt_hook_enter(struct xdp_md *ctx)
+{
+	struct hook_view *view = find_view();
+	struct hook_state *state = find_state();
+
+	if (view && state) {
+		state->len = ctx->data_end - ctx->data;
+		state->mark = 0;
+		describe(ctx, view);
+		bpf_tail_call_static(ctx, &hooks, HOOK_PRE_LB);
+		bpf_tail_call_static(ctx, &hooks, HOOK_BALANCE);
+	}
+	return leave(ctx, verdict(XDP_DROP, REASON_DROP_BAD_TABLE), 0);
+}
+
+SEC("xdp")
+int shunt_hook_bal(struct xdp_md *ctx)
+{
+	struct verdict v;
+
+	if (!passes_pre_lb())
+		return leave_by_hook(ctx);
+	v = decide(ctx);
+	show_verdict(ctx, &v);
+	bpf_tail_call_static(ctx, &hooks, HOOK_POST_LB);
+	return leave_as_shown(ctx);
+}
+
+SEC("xdp")
+int shunt_hook_exit(struct xdp_md *ctx)
+{
+	struct hook_view *view = find_view();
+	struct hook_state *state = find_state();
+
+	if (view && state && take_answer(view, state, HOOK_POSITION_POST)) {
+		state->action = XDP_DROP;
+		state->reason = REASON_DROP_HOOK;
+	}
+	return leave_as_shown(ctx);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -36,7 +36,7 @@ def place_of(file: str, node: Node) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file that is YAML. Without a root it is empty, or has only comments."""
+    """A file that is YAML. Without a root it has only comments."""
 
     file: str
     root: Node | None
@@ -67,6 +67,12 @@ def _read_text(path: Path, problems: Problems) -> str | None:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         problems.add(place, "cannot be read", why, "let shuntd read this file, or remove it")
+        return None
+    if not data:
+        # Whoever writes a file in place empties it first: its services must not go for that.
+        why = "so does one look that is just being written, and its services would be removed"
+        fix = "finish writing it; to have no services, remove the file or leave a comment in it"
+        problems.add(Place(place.file, 1), "the file is empty", why, fix)
         return None
     if len(data) > MOST_BYTES:
         why = f"a file may have {MOST_BYTES >> 20} MiB"

@@ -96,7 +96,7 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _registry() -> tuple[str, str, str]:
+def registry() -> tuple[str, str, str]:
     """The host's release, and where it gets Debian's packages and security updates from."""
     form = "$(CREATED_BY) $(ORIGIN) $(CODENAME) $(REPO_URI)"
     targets = run(["apt-get", "indextargets", "--format", form], "read apt's configuration")
@@ -165,7 +165,7 @@ def _fetch_kernel(series: str, scratch: Path) -> None:
 
 def _download_kernel(release: str, scratch: Path) -> Path:
     """Download the kernel package of a Debian release with an apt of its own."""
-    _, main, security = _registry()
+    _, main, security = registry()
     for folder in ("state/lists/partial", "cache/archives/partial", "parts"):
         (scratch / folder).mkdir(parents=True)
     (scratch / "state/status").touch()
@@ -238,7 +238,7 @@ def make_ext4(tree: Path, image: Path) -> None:
 
 def root_image() -> Path:
     """A small Debian of the host's release: build/venv runs on the same Python there."""
-    release, main, _ = _registry()
+    release, main, _ = registry()
     image = cache() / f"{release}.ext4"
     if not image.exists():
         print(f"Making a guest's root file system: {release} ...", flush=True)

@@ -140,10 +140,17 @@ class Service:
 
 
 class Balancer:
-    """The loaded program. `sizes` are entries of maps; `config` overrides CONFIG."""
+    """The loaded program. `sizes` are entries of maps; `config` overrides CONFIG.
 
-    def __init__(self, sizes: Mapping[str, int] | None = None, **config: Any) -> None:
+    With `hooks` also the programs that only packets with a hook go through: twice the loading.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int] | None = None, *, hooks: bool = False, **config: Any
+    ) -> None:
         self.object = Object(OBJECT)
+        if not hooks:
+            self.object.keep_programs("shunt_lb")
         settings = self.object.variable(".rodata", "config")
         for name, value in {**CONFIG, **config}.items():
             settings[name] = mapped(value) if isinstance(value, str) else value

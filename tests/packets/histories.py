@@ -75,6 +75,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.obj = Object(self.path)
+        self.obj.keep_programs("shunt_lb")
         config = self.obj.variable(".rodata", "config")
         config["test_clock"], config["inserts_per_s"] = 1, 1 << 30
         sizes = {"flows": FLOW_TABLE, "slots": 1 << 14, "restarts": 1 << 11}

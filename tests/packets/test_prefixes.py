@@ -61,6 +61,7 @@ class World:
     def __init__(self) -> None:
         self.fresh = 2000
         self.obj = Object(LB)
+        self.obj.keep_programs("shunt_lb")
         self.obj.variable(".rodata", "config")["inserts_per_s"] = 1 << 30
         self.obj.set_entries({"slots": 1 << 10, "restarts": 1 << 7})
         fit(self.obj)

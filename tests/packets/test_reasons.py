@@ -17,6 +17,7 @@ from shunt.lb.model import RateLimit
 from shunt.policy.sources import compile_rules
 from tests.packets.balancer import TCP, UDP, Balancer, Event, Out, Reason
 from tests.packets.frames import OWN_MAC, ROUTER_MAC, either, tcp, udp
+from tests.packets.hooked import HOOKS, hooked
 from tests.packets.private import FORWARDING, in_namespace
 from tests.packets.test_nexthops import NETWORK
 
@@ -171,6 +172,13 @@ def nat_without_an_address_of_our_own(make_lb: MakeLb) -> Out:
     lb.add_backend(service.id, BACKEND, nexthop=lb.add_nexthop(saddr=None))
     service.set_slots(1)
     return lb.run(tcp(CLIENT, VIP))
+
+
+@shows("DROP_HOOK")
+def a_hook_says_so(make_lb: MakeLb) -> Out:
+    lb = make_lb(hooks=True)
+    with hooked(lb, HOOKS / "hook_drops.bpf.o"):
+        return lb.run(tcp(CLIENT, VIP))
 
 
 @shows("DROP_BAD_TABLE")

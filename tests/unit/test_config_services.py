@@ -288,6 +288,12 @@ SERVICE_CASES = {
         "slots_per_backend wants an integer from 1 to 65536",
         "correct it",
     ),
+    "nothing": (
+        "",
+        "1: the file is empty",
+        "so does one look that is just being written, and its services would be removed",
+        "finish writing it; to have no services, remove the file or leave a comment in it",
+    ),
     "hash": (
         SERVICE + "hash: source\n",
         "4: hash source is not accepted",

@@ -11,8 +11,8 @@ SETTINGS_CASES = {
     "nothing": (
         "",
         "1: the file is empty",
-        "the file wants interfaces",
-        'add "interfaces: [eth0]"',
+        "so does one look that is just being written, and its services would be removed",
+        "finish writing it; to have no services, remove the file or leave a comment in it",
     ),
     "comments": (
         "# x\n",

@@ -92,6 +92,14 @@ def test_features_that_are_missing() -> None:
     assert worst(findings) is Level.ERROR
 
 
+def test_that_hooks_cannot_be_compiled_is_told_and_is_no_warning() -> None:
+    missing = replace(JIT, name="hook_compiler", present=False, what="no bcc", fix="apt-get ...")
+    findings = check_balancer(replace(FACTS, features=(missing,)), configuration())
+    assert bad(findings) == []
+    (told,) = [f for f in findings if f.check == "hook_compiler"]
+    assert told.what == "no bcc; to change that: apt-get ..."
+
+
 def test_interfaces_absent_down_and_without_carrier() -> None:
     finding = only(check_balancer(replace(FACTS, links={1: LO}, devices={}), configuration()))
     assert (finding.level, finding.what) == (Level.ERROR, "interface eth0 does not exist")

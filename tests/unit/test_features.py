@@ -129,6 +129,26 @@ def test_ipip(tmp_path: Path, index: str) -> None:
     assert features.ipip(tmp_path, "6.1.0").present
 
 
+def test_what_compiles_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
+    packages, modules, archive = (tmp_path / name for name in ("packages", "modules", "archive"))
+    both = features.hook_compiler(packages, modules, archive, "6.1.0")
+    assert_absent(both, needed=False)
+    assert both.fix == "apt-get install python3-bpfcc linux-headers-6.1.0"
+    (packages / "bcc").mkdir(parents=True)
+    headers = features.hook_compiler(packages, modules, archive, "6.1.0")
+    assert_absent(headers, needed=False)
+    assert headers.fix == "apt-get install linux-headers-6.1.0"
+    (modules / "6.1.0" / "build").mkdir(parents=True)
+    assert features.hook_compiler(packages, modules, archive, "6.1.0").present
+    assert not features.hook_compiler(packages, modules, archive, "6.2.0").present
+    archive.write_bytes(b"")
+    assert features.hook_compiler(packages, modules, archive, "6.2.0").present
+    archive.unlink()
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(tmp_path))
+    assert features.hook_compiler(packages, modules, archive, "6.2.0").present
+
+
 def test_names_are_distinct() -> None:
     names = [feature.name for feature in features.probe_all()]
     assert len(set(names)) == len(names) == len(features.PROBES)
