@@ -134,6 +134,10 @@ test-kernels: need-root build ## packet and kernel tests on Debian's 6.1 and 6.1
 	@tools/deps requirements/debian.txt requirements/debian-kernels.txt
 	@$(UNCACHED) -m tests.kernels.run $(ARGS)
 
+.PHONY: fuzz-api
+fuzz-api: need-root build ## schemathesis against a real shuntd's API; ARGS="--examples 1000" (root)
+	@$(UNCACHED) -m tests.fuzz.api $(ARGS)
+
 .PHONY: test-systemd
 test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn machine, with traffic (root)
 	@tools/deps requirements/debian.txt requirements/debian-systemd.txt

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,11 +14,17 @@ from shunt.agent import (
     health_views,
     maglev_views,
     metrics,
+    openapi,
     raw_views,
     service_views,
     views,
 )
+from shunt.agent.answers import Refused, answer, answer_errors, body
+from shunt.agent.changes import Changes
+from shunt.agent.edits import Edits, tagged
+from shunt.agent.intent import Intent
 from shunt.agent.node import WEIGHT_MAX, Node
+from shunt.agent.peers import only_ours
 from shunt.agent.samples import Samples, Subscription
 from shunt.agent.service_views import Json
 from shunt.agent.unix_socket import listen
@@ -27,29 +32,18 @@ from shunt.lb.errors import ShuntError
 from shunt.lb.lookup import find_backend, find_service
 from shunt.lb.model import Configuration, Service
 
-log = logging.getLogger("shunt")
-
 LIMIT, LIMIT_MAX = 1000, 100_000
 BODY_MAX = 1 << 16
 # A watcher that is connected may keep the daemon from ending for so long.
 SHUTDOWN_S = 1.0
-Reload = Callable[[], Awaitable[list[str]]]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Refused(ShuntError):
-    """A request that is answered with an error status."""
-
-    def __init__(self, status: int, problem: ShuntError, errors: list[Json] | None = None) -> None:
-        super().__init__(problem.what, problem.why, problem.fix)
-        self.status, self.errors = status, errors
 
 
 class Api:
     """The server, on the running event loop."""
 
-    def __init__(self, node: Node, samples: Samples, request_reload: Reload) -> None:
-        self.node, self.samples, self.request_reload = node, samples, request_reload
+    def __init__(self, node: Node, samples: Samples, intent: Intent) -> None:
+        self.node, self.samples, self.intent = node, samples, intent
+        self.changes: Changes | None = None
         self._runner: web.AppRunner | None = None
         self._path: Path | None = None
 
@@ -58,8 +52,10 @@ class Api:
 
         Raises: ShuntError if somebody does, or if the path cannot be used.
         """
-        app = web.Application(middlewares=[answer_errors], client_max_size=BODY_MAX)
-        app.add_routes(self._routes())
+        app = web.Application(middlewares=[answer_errors, only_ours], client_max_size=BODY_MAX)
+        app.add_routes(self.routes())
+        self.changes = Changes(self.node)
+        self.node.on_change = self.changes.note
         listening = listen(path)
         runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
@@ -75,6 +71,8 @@ class Api:
     async def close(self) -> None:
         """Stop listening; open requests are answered, watchers' streams end."""
         self.samples.end_subscriptions()
+        if self.changes is not None:
+            self.changes.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
@@ -82,7 +80,8 @@ class Api:
             await self._runner.cleanup()
             self._runner = None
 
-    def _routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[web.RouteDef]:
+        """Every route; openapi.ROUTES describes each."""
         backend = "/v1/services/{service}/backends/{backend}"
         return [
             web.get("/v1/status", self._status),
@@ -90,6 +89,7 @@ class Api:
             web.get("/v1/metrics", self._metrics),
             web.get("/v1/services", self._services),
             web.get("/v1/services/{service}", self._service),
+            *Edits(self.node, self.intent).routes(),
             web.get("/v1/backends", self._backends),
             web.get("/v1/health", self._health),
             web.post(f"{backend}/drain", self._drain),
@@ -103,9 +103,14 @@ class Api:
             web.post("/v1/flows/flush", self._flush),
             web.get("/v1/nat", self._nat),
             web.get("/v1/monitor", self._monitor),
+            web.get("/v1/watch", self._watch),
+            web.get("/v1/openapi.json", self._openapi),
             web.post("/v1/reload", self._reload),
             web.post("/v1/programs/swap", self._swap),
         ]
+
+    async def _openapi(self, _request: web.Request) -> web.Response:
+        return web.Response(body=openapi.document(), content_type="application/json")
 
     async def _status(self, _request: web.Request) -> web.Response:
         return answer(views.status(self.node))
@@ -117,11 +122,11 @@ class Api:
         return answer({"errors": [views.error_of_text(text) for text in self.node.errors]})
 
     async def _services(self, _request: web.Request) -> web.Response:
-        return answer({"services": await service_views.services(self.node)})
+        return tagged(answer({"services": await service_views.services(self.node)}), self.node)
 
     async def _service(self, request: web.Request) -> web.Response:
         found = self._find(request.match_info["service"])
-        return answer(await service_views.service(self.node, found))
+        return tagged(answer(await service_views.service(self.node, found)), self.node)
 
     async def _backends(self, request: web.Request) -> web.Response:
         name = self._asked(request, "service")
@@ -146,7 +151,12 @@ class Api:
 
     def _asked(self, request: web.Request, key: str) -> str | None:
         """A parameter of the query; every other than those a route knows is a mistake."""
-        known = {"/v1/backends": {"service"}, "/v1/health": {"service"}, "/v1/monitor": {"type"}}
+        known = {
+            "/v1/backends": {"service"},
+            "/v1/health": {"service"},
+            "/v1/monitor": {"type"},
+            "/v1/watch": {"since"},
+        }
         allowed = known.get(request.path, {"service", "limit"})
         for name in request.query:
             if name not in allowed:
@@ -167,7 +177,7 @@ class Api:
         return await self._wish(request, drained=False)
 
     async def _weight(self, request: web.Request) -> web.Response:
-        weight = (await body(request)).get("weight")
+        weight = (await body(request, "weight")).get("weight")
         if not isinstance(weight, int) or isinstance(weight, bool):
             raise Refused(
                 400,
@@ -240,7 +250,7 @@ class Api:
         return answer(await listing(self.node, name, int(text)))
 
     async def _flush(self, request: web.Request) -> web.Response:
-        name = (await body(request)).get("service")
+        name = (await body(request, "service")).get("service")
         if name is not None:
             name = self._find(str(name)).name
         return answer({"deleted": await self.node.flush_flows(name)})
@@ -280,8 +290,32 @@ class Api:
             pass  # the reader has gone
         return response
 
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        """One JSON object a line; see agent/changes.py."""
+        text = self._asked(request, "since")
+        if text is not None and not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise Refused(
+                400,
+                ShuntError(
+                    f"since {text[:40]} is no revision",
+                    "it is a number, the `revision` of a line that was seen",
+                    "give one, or leave it away to be told how things are first",
+                ),
+            )
+        assert self.changes is not None
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        try:
+            async for lines in self.changes.watch(None if text is None else int(text)):
+                await response.write(b"".join(msgspec.json.encode(x) + b"\n" for x in lines))
+            await response.write_eof()
+        except ConnectionError:
+            pass  # the reader has gone
+        return response
+
     async def _reload(self, _request: web.Request) -> web.Response:
-        errors = [views.error_of_text(text) for text in await self.request_reload()]
+        errors = [views.error_of_text(text) for text in await self.intent.load()]
         if errors:
             raise Refused(
                 422,
@@ -300,58 +334,3 @@ class Api:
         except ShuntError as e:
             raise Refused(409, e) from e
         return answer({"interfaces": views.interfaces(self.node)})
-
-
-def answer(value: object, status: int = 200) -> web.Response:
-    """A JSON answer."""
-    return web.Response(
-        body=msgspec.json.encode(value) + b"\n", status=status, content_type="application/json"
-    )
-
-
-async def body(request: web.Request) -> Json:
-    """The request's JSON object; an empty body is an empty one.
-
-    Raises: Refused if it is anything else.
-    """
-    raw = await request.read()
-    try:
-        found = msgspec.json.decode(raw) if raw else {}
-    except msgspec.DecodeError as e:
-        problem = ShuntError("the request's body is not JSON", str(e), "send a JSON object")
-        raise Refused(400, problem) from e
-    if not isinstance(found, dict):
-        problem = ShuntError(
-            "the request's body is no JSON object", f"it is {raw[:40]!r}", "send a JSON object"
-        )
-        raise Refused(400, problem)
-    return found
-
-
-@web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as JSON, in its three parts."""
-    try:
-        return await handler(request)
-    except Refused as e:
-        shown: Json = {"error": views.error(e)}
-        if e.errors is not None:
-            shown["errors"] = e.errors
-        return answer(shown, e.status)
-    except ShuntError as e:
-        return answer({"error": views.error(e)}, 500)
-    except web.HTTPException as e:
-        problem = ShuntError(
-            f"{request.method} {request.path}: {e.reason}",
-            "the API has no such route" if e.status in (404, 405) else "",
-            "see the routes in docs/cli.md",
-        )
-        return answer({"error": views.error(problem)}, e.status)
-    except Exception:
-        log.exception("%s %s", request.method, request.path)
-        problem = ShuntError(
-            f"{request.method} {request.path} failed",
-            "a defect of shuntd; its log says where",
-            "please report what `journalctl -u shuntd` shows",
-        )
-        return answer({"error": views.error(problem)}, 500)

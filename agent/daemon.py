@@ -19,12 +19,14 @@ import click
 
 from shunt.agent.api import Api
 from shunt.agent.events import Event, about
+from shunt.agent.intent import Intent
 from shunt.agent.journal import log_to, to_journal
 from shunt.agent.metrics import Endpoint
 from shunt.agent.node import Node
 from shunt.agent.samples import Samples
 from shunt.agent.service_manager import keep_alive, notify
-from shunt.agent.sources.file import ConfigErrors, FileSource
+from shunt.agent.sources.file import FileSource
+from shunt.agent.sources.store import Store
 from shunt.agent.unix_socket import remove_stale
 from shunt.kern.features import check_host, ensure_bpffs
 from shunt.kern.inotify import Watch
@@ -43,14 +45,14 @@ SCAN_EVERY_S = 1.0
 class Daemon:
     """The node, its source, its API, and the loops between them."""
 
-    def __init__(self, config: Path, services: Path, bpffs: Path, run: Path) -> None:
+    def __init__(self, config: Path, services: Path, bpffs: Path, run: Path, state: Path) -> None:
         self.source = FileSource(config, services)
         self.bpffs, self.run_dir = bpffs, run
         self.node = Node(bpffs)
         self.metrics = Endpoint(self.node)
+        self.intent = Intent(self.node, self.source, Store(state), self._follow)
         self._reload = asyncio.Event()
         self._stop = asyncio.Event()
-        self._loading = asyncio.Lock()
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT.
@@ -70,7 +72,7 @@ class Daemon:
             self.node.observing.start_tracing()
             samples = Samples(self.node.datapath.maps["samples"].fd)
             stack.callback(samples.close)
-            api = Api(self.node, samples, self.request_reload)
+            api = Api(self.node, samples, self.intent)
             await api.start(self.run_dir / "shunt.sock")
             await self._observe()
             loop = asyncio.get_running_loop()
@@ -104,12 +106,7 @@ class Daemon:
         # All that is made now stays. Looking through it again and again, now and later, would take
         # as long as the rest does, and hold up the event loop for it.
         gc.disable()
-        began = time.monotonic()
-        configuration = self.source.load()
-        read = time.monotonic()
-        self.node.start(configuration)
-        self.node.counts.first_apply_s = time.monotonic() - read
-        self.node.counts.read_s = read - began
+        self.intent.start()
         trim()
         gc.freeze()
         gc.enable()
@@ -129,66 +126,21 @@ class Daemon:
         if self.source.concerns(watch.read()):
             self._reload.set()
 
-    async def request_reload(self) -> list[str]:
-        """Load the files now; returns the errors, none if they are in force."""
-        return await self.load()
-
     async def _reloading(self) -> None:
         while True:
             await self._reload.wait()
             await asyncio.sleep(COALESCE_S)
             self._reload.clear()
-            await self.load()
+            await self.intent.load()
 
-    async def load(self) -> list[str]:
-        """Put the files in force; returns the errors, none if they are.
-
-        One at a time: what was read later is put in force later.
-        """
-        async with self._loading:
-            await self._load()
-            return self.node.errors
-
-    async def _load(self) -> None:
-        self.node.counts.reloads += 1
-        try:
-            configuration = await asyncio.to_thread(self.source.load)
-            if configuration == self.node.configuration:
-                self.node.errors = []
-                await self._observe()
-                notify(self._status())
-                return
-            for _ in self.node.configuring(configuration):
-                await asyncio.sleep(0)
-        except ConfigErrors as e:
-            in_force = f"the running configuration (generation {self.node.generation})"
-            self._refuse([error.text(f"{in_force} is still in force") for error in e.errors])
-        except ShuntError as e:
-            self._refuse([str(e)])
-        else:
-            await self._observe()
-            log.info(
-                "in force: generation %d",
-                self.node.generation,
-                extra=about(Event.IN_FORCE, generation=self.node.generation),
-            )
-            notify(self._status())
+    async def _follow(self) -> None:
+        """What comes after a change, or after one that was refused."""
+        await self._observe()
+        notify(self._status())
 
     async def _observe(self) -> None:
         assert self.node.configuration is not None
         await self.metrics.follow(self.node.configuration.settings)
-
-    def _refuse(self, errors: list[str]) -> None:
-        self.node.errors = errors
-        self.node.counts.refused += 1
-        for error in errors:
-            log.error("%s", error)
-        log.error(
-            "the new configuration is refused; generation %d is still in force",
-            self.node.generation,
-            extra=about(Event.REFUSED, generation=self.node.generation, errors=len(errors)),
-        )
-        notify(self._status())
 
     async def _scanning(self) -> None:
         while True:
@@ -236,13 +188,14 @@ def only_one(bpffs: Path):  # type: ignore[no-untyped-def]
 @click.option("--services", type=Path, default=Path("/etc/shunt/services.d"), show_default=True)
 @click.option("--bpffs", type=Path, default=Path("/sys/fs/bpf/shunt"), show_default=True)
 @click.option("--run", type=Path, default=Path("/run/shunt"), show_default=True)
+@click.option("--state", type=Path, default=Path("/var/lib/shunt"), show_default=True)
 @click.option("--verbose", is_flag=True, help="Log what is done, not only what happens.")
-def main(config: Path, services: Path, bpffs: Path, run: Path, verbose: bool) -> None:
+def main(config: Path, services: Path, bpffs: Path, run: Path, state: Path, verbose: bool) -> None:
     """The load balancer's daemon. Packets go on while it is stopped."""
     log_to(logging.DEBUG if verbose else logging.INFO)
 
     async def start() -> None:
-        await Daemon(config, services, bpffs, run).run()
+        await Daemon(config, services, bpffs, run, state).run()
 
     try:
         asyncio.run(start())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,12 +76,15 @@ class Node:
         self.configuration: Configuration | None = None
         self.generation = 0
         self.errors: list[str] = []  # of the newest configuration, if it was refused
+        self.origins: dict[str, str] = {}  # service: "FILE:LINE", or "api"
+        self.aside: dict[str, list[str]] = {}  # services of the API that are not in force, and why
         self.checks = Checks(self._turned)
         self.health = self.checks.health
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()
         self.observing = Observing()
         self.want: dict[str, Target] = {}
+        self.on_change: Callable[[Iterable[str] | None], None] = lambda _targets: None
         self._gone: set[tuple[str, Endpoint]] = set()
         self._services: dict[str, Service] = {}  # of the configuration, by name
         self._unsure = False  # whether what is in force is the configuration before, as a whole
@@ -261,6 +264,7 @@ class Node:
         if writes:
             self.counts.apply_s = time.monotonic() - began
             self.observing.apply_s.observe(self.counts.apply_s)
+        self.on_change(names)
         return len(writes)
 
     def _targets_of(self, *services: str) -> list[str]:

@@ -123,6 +123,31 @@ async def backends(node: Node, of: Iterable[Service]) -> list[Json]:
     return [json for json, _ in shown]
 
 
+def watched(node: Node, service: Service) -> tuple[Json, dict[str, Json]]:
+    """What watchers are told of a service, and of each backend: no counters."""
+    places = _places(node, service)
+    ids = {e: i for place in places for e, i in place.backends.items()}
+    weights = {Endpoint(b.address, b.port): b.weight for b in service.backends}
+    backends: dict[str, Json] = {}
+    for endpoint in dict.fromkeys([*weights, *ids]):
+        name, i = str(Backend(endpoint.address, endpoint.port)), ids.get(endpoint)
+        override = int(node.tables.backends["weight"][i]) if i is not None else 0
+        backends[name] = {
+            "service": service.name,
+            "backend": name,
+            "state": backend_state(node.tables, i) if i is not None else "failing",
+            "weight": override or weights.get(endpoint),
+        }
+    shown = {
+        "service": service.name,
+        "origin": node.origins.get(service.name, ""),
+        "mode": str(service.mode),
+        "vips": [str(vip) for vip in service.vips],
+        "ports": [str(port) for port in service.ports],
+    }
+    return shown, backends
+
+
 def _places(node: Node, service: Service) -> list[Placed]:
     names = [target_name(service.name, protocol) for protocol in service.protocols()]
     return [node.tables.placed[name] for name in names if name in node.tables.placed]
@@ -141,6 +166,7 @@ def _service(node: Node, service: Service) -> Json:
     )
     return {
         "name": service.name,
+        "origin": node.origins.get(service.name, ""),
         "protocols": [protocol.name.lower() for protocol in service.protocols()],
         "mode": str(service.mode),
         "vips": [str(vip) for vip in service.vips],

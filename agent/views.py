@@ -60,6 +60,7 @@ def status(node: Node) -> Json:
         "uptime_s": round(time.monotonic() - node.counts.started_s, 1),
         "config_ok": not node.errors,
         "errors": [error_of_text(text) for text in node.errors],
+        "set_aside": set_aside(node),
         "interfaces": attached,
         "services": len(node.configuration.services),
         "backends": backend_counts(node),
@@ -87,6 +88,14 @@ def status(node: Node) -> Json:
     return shown
 
 
+def set_aside(node: Node) -> list[Json]:
+    """Services of the API that are not in force, and why."""
+    return [
+        {"service": name, "errors": [error_of_text(text) for text in node.aside[name]]}
+        for name in sorted(node.aside)
+    ]
+
+
 def interfaces(node: Node) -> list[Json]:
     """How the program is attached, as the kernel has it now."""
     assert node.configuration is not None
@@ -100,6 +109,7 @@ def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
         found.append(
             f"the newest configuration is refused; generation {node.generation} is in force"
         )
+    found += [f"service {name} of the API is set aside" for name in sorted(node.aside)]
     for interface in attached:
         if not interface["attached"]:
             found.append(f"interface {interface['name']}: the program is not attached")

@@ -7,7 +7,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -65,8 +65,12 @@ class Client:
     def post(self, *parts: str, body: Json | None = None) -> Any:
         return self._request("POST", parts, {}, body)
 
-    def put(self, *parts: str, body: Json) -> Any:
-        return self._request("PUT", parts, {}, body)
+    def put(self, *parts: str, body: Json | str, headers: Mapping[str, str] | None = None) -> Any:
+        """With a body that is text: YAML."""
+        return self._request("PUT", parts, {}, body, headers)
+
+    def delete(self, *parts: str, headers: Mapping[str, str] | None = None) -> Any:
+        return self._request("DELETE", parts, {}, None, headers)
 
     def stream(self, *parts: str, **query: object) -> Iterator[Json]:
         """The objects of an endless answer, as they come."""
@@ -99,12 +103,17 @@ class Client:
             connection.close()
 
     def _request(
-        self, method: str, parts: tuple[str, ...], query: Json, body: Json | None = None
+        self,
+        method: str,
+        parts: tuple[str, ...],
+        query: Json,
+        body: Json | str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
         connection = _UnixConnection(self.path, TIMEOUT_S)
         try:
             with progress("waiting for shuntd"):
-                response = self._ask(connection, method, parts, query, body)
+                response = self._ask(connection, method, parts, query, body, headers)
                 raw = response.read()
         except (OSError, http.client.HTTPException) as e:
             raise self._unreachable(e) from e
@@ -121,13 +130,19 @@ class Client:
         method: str,
         parts: tuple[str, ...],
         query: Json,
-        body: Json | None = None,
+        body: Json | str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> http.client.HTTPResponse:
         path = "/v1/" + "/".join(quote(part, safe="") for part in parts)
         given = {key: value for key, value in query.items() if value is not None}
         url = f"{path}?{urlencode(given)}" if given else path
-        raw = None if body is None else json.dumps(body).encode()
-        connection.request(method, url, raw, {"Content-Type": "application/json"} if raw else {})
+        given_headers = dict(headers or {})
+        raw = None
+        if body is not None:
+            is_text = isinstance(body, str)
+            raw = (body if isinstance(body, str) else json.dumps(body)).encode()
+            given_headers["Content-Type"] = f"application/{'yaml' if is_text else 'json'}"
+        connection.request(method, url, raw, given_headers)
         return connection.getresponse()
 
     def _unreachable(self, error: Exception) -> Unreachable:

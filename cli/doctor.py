@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shunt.cli import render
-from shunt.cli.options import Command, Options, config_options
+from shunt.cli.options import STATE, Command, Options, config_options, kept_in, state_option
 from shunt.cli.progress import progress
 from shunt.lb.errors import ShuntError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @config_options
+@state_option
 @click.option("--backend", is_flag=True, help="Judge this host as a backend.")
 @click.option("--vip", "vips", multiple=True, metavar="ADDR", help="With --backend: its VIPs.")
 @click.option(
@@ -37,6 +38,7 @@ def doctor(
     ctx: click.Context,
     config: Path,
     services: Path,
+    state: Path,
     backend: bool,
     vips: Sequence[str],
     mode: str,
@@ -55,7 +57,9 @@ def doctor(
     try:
         with progress("looking at this host"):
             findings = (
-                _backend(vips, mode, iface) if backend else balancer_findings(config, services)
+                _backend(vips, mode, iface)
+                if backend
+                else balancer_findings(config, services, state)
             )
     except OSError as e:
         raise ShuntError(
@@ -68,7 +72,7 @@ def doctor(
     ctx.exit(1 if worst(findings) is Level.ERROR else 0)
 
 
-def balancer_findings(config: Path, services: Path) -> list[Finding]:
+def balancer_findings(config: Path, services: Path, state: Path = STATE) -> list[Finding]:
     """A node; also one whose files are wrong is looked at as far as it goes."""
     from shunt.agent.doctor import Finding, Level, check_balancer
     from shunt.agent.doctor_speed import check_speed, gather_speed
@@ -78,7 +82,7 @@ def balancer_findings(config: Path, services: Path) -> list[Finding]:
 
     wrong: list[Finding] = []
     try:
-        configuration = load(config, services)
+        configuration = load(config, services, kept_in(state))
     except ConfigErrors as e:
         wrong = [
             Finding(Level.ERROR, "configuration", f"{x.place}: {x.what}", x.why, x.fix)

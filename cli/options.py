@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shunt.cli.client import Client
 
+if TYPE_CHECKING:
+    from shunt.agent.sources.store import State
+
 SOCKET = Path("/run/shunt/shunt.sock")
 CONFIG = Path("/etc/shunt/shunt.yaml")
 SERVICES = Path("/etc/shunt/services.d")
+STATE = Path("/var/lib/shunt")
 BPFFS = Path("/sys/fs/bpf/shunt")
 
 
@@ -112,3 +117,22 @@ bpffs_option = click.option(
     show_default=True,
     help="Where the programs and maps are pinned.",
 )
+
+state_option = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=STATE,
+    show_default=True,
+    help="Where shuntd keeps services of the API and addresses given by pools.",
+)
+
+
+def kept_in(directory: Path) -> State:
+    """What the daemon keeps; nothing for who may not read it.
+
+    Raises: ShuntError if it is broken.
+    """
+    from shunt.agent.sources.store import State, Store
+
+    store = Store(directory)
+    return store.read() if os.access(store.path, os.R_OK) else State()

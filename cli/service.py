@@ -11,6 +11,8 @@ from shunt.cli import render
 from shunt.cli.backend import print_backends
 from shunt.cli.options import Group, Options
 from shunt.cli.render import number, size
+from shunt.cli.service_edit import add, remove
+from shunt.cli.service_watch import follow
 
 Json = dict[str, Any]
 
@@ -21,9 +23,15 @@ def service() -> None:
 
 
 @service.command("list")
+@click.option("--watch", is_flag=True, help="How they are, and what changes, until Ctrl-C.")
+@click.option("--since", type=click.IntRange(0), help="With --watch: after that revision alone.")
 @click.pass_obj
-def list_(options: Options) -> None:
+def list_(options: Options, watch: bool, since: int | None) -> None:
     """Every service."""
+    if since is not None and not watch:
+        raise click.UsageError("--since goes with --watch.")
+    if watch:
+        follow(options, since)
     services = options.client.get("services")["services"]
     if options.json:
         render.print_json(services)
@@ -59,6 +67,7 @@ def show(options: Options, name: str) -> None:
     render.print_pairs(
         [
             ("service", found["name"]),
+            ("origin", found["origin"]),
             ("vips", ", ".join(found["vips"])),
             ("ports", ", ".join(found["ports"])),
             ("mode", found["mode"]),
@@ -74,6 +83,10 @@ def show(options: Options, name: str) -> None:
     )
     print()
     print_backends(found["backends"], with_service=False)
+
+
+service.add_command(add)
+service.add_command(remove)
 
 
 def _check(check: Json) -> str:

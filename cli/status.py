@@ -114,7 +114,8 @@ def _attached(interface: Json) -> str:
 
 def _show_problems(shown: Json) -> None:
     lines = [f"problem: {problem}" for problem in shown["problems"]]
-    for error in [*shown["errors"], *shown["nexthop_problems"]]:
+    aside = [error for found in shown["set_aside"] for error in found["errors"]]
+    for error in [*shown["errors"], *aside, *shown["nexthop_problems"]]:
         lines.append(error["what"])
         lines += [f"  {part}: {error[part]}" for part in ("why", "fix") if error[part]]
     if lines:

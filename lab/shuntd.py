@@ -59,6 +59,7 @@ class Shuntd:
                 *(sys.executable, "-m", "shunt.agent.daemon"),
                 *("--config", str(self.config), "--services", str(self.services)),
                 *("--bpffs", str(self.bpffs), "--run", str(self.run)),
+                *("--state", str(self.directory / "state")),
             ],
             self.log,
         )

@@ -180,8 +180,18 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """Addresses that services ask for by the pool's name; `given`: who has which, by name."""
+
+    name: str
+    networks: tuple[IPNetwork, ...]
+    given: tuple[tuple[str, IPAddress], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
-    """A whole, checked configuration. Services are sorted by name."""
+    """A whole, checked configuration. Services and pools are sorted by name."""
 
     settings: Settings
     services: tuple[Service, ...] = ()
+    pools: tuple[Pool, ...] = ()

@@ -3,22 +3,23 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import UnsetType
 from yaml.nodes import SequenceNode
 
-from shunt.lb.model import Configuration, Mode, Settings
+from shunt.lb.model import Configuration, Mode
 
 from . import plain
 from .document import Document, compose, name_of, read, read_text
+from .merge import Built, Draft, Files, Loaded, merge
+from .pools import NO_POOLS, build_pools
 from .problems import ConfigError, ConfigErrors, Place, Problems
-from .rules import check_limits, check_services
-from .services import Written, build_service
 from .settings import build_settings
 from .shape import ServiceEntry, ServicesFile, SettingsFile
+from .store import State
 from .typed import Path as KeyPath
 from .typed import Reader
 
@@ -34,50 +35,63 @@ class _Read:
 
     stamp: tuple[int, ...]
     default_mode: Mode | None
-    written: list[Written]
+    drafts: list[Draft | Built]
 
 
 Kept = dict[Path, _Read]
 
 
-def load(config: Path, services: Path, kept: Kept | None = None) -> Configuration:
-    """Read and check everything.
-
-    `kept` has what was read before, and is brought up to date: files that are as they were are
-    not read again.
+def load(config: Path, services: Path, state: State | None = None) -> Configuration:
+    """Read and check everything; with a state, also services of the API.
 
     Shape:  equal files give equal configurations; services are sorted by name.
     Raises: ConfigErrors with all errors of all files. What was loaded before stays in force.
     """
+    return merge(read_files(config, services), state or State()).configuration
+
+
+def read_files(config: Path, services: Path, kept: Kept | None = None) -> Files:
+    """What all files say, and their errors; nothing is raised yet.
+
+    `kept` has what was read before, and is brought up to date: files that are as they were are
+    not read again.
+    """
     problems = Problems()
-    settings, default_mode, reader = _load_settings(config, problems)
-    written: list[Written] = []
+    files = _load_settings(config, problems)
+    mode = files.default_mode
     before = {} if kept is None else kept.copy()
     now: Kept = {}
     for path in _listed(services, problems):
         known = before.get(path)
         stamp = _stamp(path)
-        if known is None or stamp != known.stamp or default_mode != known.default_mode:
+        if known is None or stamp != known.stamp or mode != known.default_mode:
             noted = len(problems)
-            known = _Read(stamp, default_mode, _read_services(path, default_mode, problems))
+            known = _Read(stamp, mode, _read_services(path, mode, problems))
             lasting = len(problems) == noted and stamp == _stamp(path) and _is_old(stamp)
+            lasting = lasting and all(isinstance(draft, Built) for draft in known.drafts)
         else:
             lasting = True
-        written += known.written
+        files.drafts += known.drafts
         if lasting:
             now[path] = known
     if kept is not None:
         kept.clear()
         kept.update(now)
-    check_services(written, problems)
-    if settings is not None and reader.trusts(("limits",)):
-        check_limits(
-            written, settings.limits, lambda name: reader.place(("limits", name)), problems
-        )
-    problems.raise_any()
-    assert settings is not None  # else a problem was noted
-    ordered = sorted((item.service for item in written), key=lambda service: service.name)
-    return Configuration(settings, tuple(ordered))
+    return files
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What differs if a file does; empty if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _is_old(stamp: tuple[int, ...]) -> bool:
+    """Whether a change from now on would show: the kernel's time of one is some ms coarse."""
+    return bool(stamp) and abs(time.time_ns() - stamp[-1]) > SURE_NS
 
 
 def service_files(services: Path) -> list[Path]:
@@ -103,50 +117,41 @@ def _listed(services: Path, problems: Problems) -> list[Path]:
         return []
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What differs if a file does; empty if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _load_settings(config: Path, problems: Problems) -> Files:
+    reader = Reader(name_of(config), problems)
+    files = Files(problems, reader)
+    document = read(config, problems)
+    if document is None:
+        return files
+    if document.root is None:
+        what, why = "the file is empty", "the file wants interfaces"
+        problems.add(Place(document.file, 1), what, why, 'add "interfaces: [eth0]"')
+        return files
+    found = reader.read(document.root, SettingsFile)
+    if not isinstance(found, SettingsFile):
+        return files
+    files.default_mode = Mode(found.mode) if reader.trusts(("mode",)) else None
+    files.settings = build_settings(reader, found)
+    files.pools = build_pools(reader, found)
+    return files
 
 
-def _is_old(stamp: tuple[int, ...]) -> bool:
-    """Whether a change from now on would show: the kernel's time of one is some ms coarse."""
-    return bool(stamp) and abs(time.time_ns() - stamp[-1]) > SURE_NS
-
-
-def _read_services(path: Path, default_mode: Mode | None, problems: Problems) -> list[Written]:
+def _read_services(
+    path: Path, default_mode: Mode | None, problems: Problems
+) -> list[Draft | Built]:
     text = read_text(path, problems)
     if text is None:
         return []
     try:
-        return plain.read_services(name_of(path), text, default_mode)
+        return [Built(w) for w in plain.read_services(name_of(path), text, default_mode)]
     except plain.NotPlain:
         document = compose(name_of(path), text, problems)
         return [] if document is None else load_services(document, default_mode, problems)
 
 
-def _load_settings(config: Path, problems: Problems) -> tuple[Settings | None, Mode | None, Reader]:
-    reader = Reader(name_of(config), problems)
-    document = read(config, problems)
-    if document is None:
-        return None, None, reader
-    if document.root is None:
-        what, why = "the file is empty", "the file wants interfaces"
-        problems.add(Place(document.file, 1), what, why, 'add "interfaces: [eth0]"')
-        return None, None, reader
-    found = reader.read(document.root, SettingsFile)
-    if not isinstance(found, SettingsFile):
-        return None, None, reader
-    default_mode = Mode(found.mode) if reader.trusts(("mode",)) else None
-    return build_settings(reader, found), default_mode, reader
-
-
 def load_services(
     document: Document, default_mode: Mode | None, problems: Problems
-) -> list[Written]:
+) -> list[Draft | Built]:
     """The services of one file, by its nodes; a file with only comments has none."""
     if document.root is None:
         return []
@@ -156,10 +161,10 @@ def load_services(
     entries: list[tuple[KeyPath, ServiceEntry | UnsetType]] = [(root, found)]
     if isinstance(document.root, SequenceNode):
         entries = [((*root, at), entry) for at, entry in enumerate(found)]
+    drafts = [Draft(reader, path, e) for path, e in entries if isinstance(e, ServiceEntry)]
     return [
-        build_service(reader, path, entry, default_mode)
-        for path, entry in entries
-        if isinstance(entry, ServiceEntry)
+        draft if draft.requests() else Built(draft.build(default_mode, NO_POOLS))
+        for draft in drafts
     ]
 
 
@@ -173,7 +178,14 @@ class FileSource:
 
     def load(self) -> Configuration:
         """As the module's `load`. Raises: ConfigErrors."""
-        return load(self._config, self._services, self._kept)
+        return merge(read_files(self._config, self._services, self._kept), State()).configuration
+
+    def merged(
+        self, state: State, must: Collection[str] = (), newest: tuple[Draft, Problems] | None = None
+    ) -> Loaded:
+        """The files with services of the API, as `merge`. Raises: ConfigErrors."""
+        files = read_files(self._config, self._services, self._kept)
+        return merge(files, state, must, newest)
 
     def paths(self) -> list[Path]:
         """What to give to `shunt.kern.inotify.Watch`, which watches directories for it."""

@@ -17,6 +17,7 @@ class Kinds:
     scalar: Any = None
     item: Any = None
     mapping: type[Struct] | None = None
+    entries: tuple[Any, Any] | None = None  # of a mapping with names of the operator's own
     fewest: int = 0
     wants: str = ""
     example: str = ""
@@ -37,6 +38,9 @@ def kinds_of(hint: Any) -> Kinds:
             found["item"] = get_args(bare)[0]
             found["fewest"] = meta.min_length or 0
             forms.append("a list")
+        elif get_origin(bare) is dict:
+            found["entries"] = get_args(bare)
+            forms.append("a mapping")
         elif isinstance(bare, type) and issubclass(bare, Struct):
             found["mapping"] = bare
             forms.append("a mapping")

@@ -30,6 +30,7 @@ from yaml.events import (
 from shunt.lb.model import Mode
 
 from .document import MOST_NODES
+from .pools import NO_POOLS, asks_pools
 from .problems import Place
 from .services import Written, build_service
 from .shape import ServiceEntry, ServicesFile
@@ -104,7 +105,7 @@ class _Lines:
 def read_services(file: str, text: str, default_mode: Mode | None) -> list[Written]:
     """The services of a file.
 
-    Raises: NotPlain if it cannot be read in this way, or has an error.
+    Raises: NotPlain if it cannot be read in this way, has an error, or asks a pool.
     """
     try:
         root = _compose(CParser(text))
@@ -116,7 +117,9 @@ def read_services(file: str, text: str, default_mode: Mode | None) -> list[Writt
         entries: list[tuple[Path, ServiceEntry]] = [((), found)]
     else:
         entries = [(("services", at), entry) for at, entry in enumerate(found)]
-    return [build_service(lines, path, entry, default_mode) for path, entry in entries]
+    if any(asks_pools(entry) for _, entry in entries):
+        raise NotPlain("an address of a pool, which is given later")
+    return [build_service(lines, path, entry, default_mode, NO_POOLS) for path, entry in entries]
 
 
 def _compose(parser: Any) -> Any:

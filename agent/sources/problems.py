@@ -90,8 +90,18 @@ class Problems:
         else:
             self._unlisted[place.file] = self._unlisted.get(place.file, 0) + 1
 
+    def take(self, errors: Iterable[ConfigError]) -> None:
+        """Note errors that were noted elsewhere."""
+        for error in errors:
+            self.add(error.place, error.what, error.why, error.fix)
+
     def raise_any(self) -> None:
         """Raises: ConfigErrors with every error noted, by file and line."""
+        if errors := self.errors():
+            raise ConfigErrors(errors)
+
+    def errors(self) -> list[ConfigError]:
+        """Every error noted, by file and line."""
         errors = sorted(self._errors, key=lambda error: error.place)
         for file, count in sorted(self._unlisted.items()):
             errors.append(
@@ -102,8 +112,7 @@ class Problems:
                     "correct those listed and check again",
                 )
             )
-        if errors:
-            raise ConfigErrors(errors)
+        return errors
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -4,10 +4,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shunt.lb.errors import ShuntError
 from shunt.lb.model import Backend, IPAddress, Mode, Port, Service
 
 from . import options, values
 from .checks import build_health, duration, refuse
+from .pools import Addresses, pool_of
 from .problems import Place
 from .shape import BackendEntry, ServiceEntry
 from .typed import Path, Reader, each
@@ -23,7 +25,11 @@ class Written:
 
 
 def build_service(
-    reader: Reader, path: Path, entry: ServiceEntry, default_mode: Mode | None
+    reader: Reader,
+    path: Path,
+    entry: ServiceEntry,
+    default_mode: Mode | None,
+    addresses: Addresses,
 ) -> Written:
     """The service; what is refused is noted as an error and left out.
 
@@ -32,7 +38,7 @@ def build_service(
     mode = Mode(entry.mode) if isinstance(entry.mode, str) else default_mode
     if not reader.trusts((*path, "mode")):
         mode = None
-    vips = _vips(reader, path, entry)
+    vips = _vips(reader, path, entry, addresses)
     ports = tuple(_ports(reader, path, entry))
     backends = _backends(reader, path, entry)
     if mode is not None:
@@ -65,18 +71,33 @@ def _twice(reader: Reader, path: Path, what: str, first: Path) -> None:
     reader.error(path, f"{what} stands twice", why, "remove one of the two")
 
 
-def _vips(reader: Reader, path: Path, entry: ServiceEntry) -> dict[IPAddress, Path]:
+def _vips(
+    reader: Reader, path: Path, entry: ServiceEntry, addresses: Addresses
+) -> dict[IPAddress, Path]:
     found: dict[IPAddress, Path] = {}
     for where, text in each((*path, "vip"), entry.vip):
         try:
-            vip = values.address(text, "vip")
+            vip = _vip(text, entry, addresses)
         except values.Refused as error:
             refuse(reader, where, error)
+            continue
+        except ShuntError as error:
+            reader.error(where, error.what, error.why, error.fix)
+            continue
+        if vip is None:
             continue
         if vip in found:
             _twice(reader, where, f"vip {vip}", found[vip])
         found.setdefault(vip, where)
     return found
+
+
+def _vip(text: str, entry: ServiceEntry, addresses: Addresses) -> IPAddress | None:
+    """The address that a vip stands for. Raises: values.Refused, ShuntError."""
+    pool = pool_of(text)
+    if pool is None:
+        return values.address(text, "vip")
+    return addresses.of(entry.name, pool) if isinstance(entry.name, str) else None
 
 
 def _ports(reader: Reader, path: Path, entry: ServiceEntry) -> Iterator[Port]:

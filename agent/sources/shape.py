@@ -41,7 +41,21 @@ Name = Annotated[
         examples=["web", "shop/web"],
     ),
 ]
-Address = Annotated[str, _text("an IPv4 or IPv6 address", "203.0.113.10")]
+Address = Annotated[
+    str, _text("an IPv4 or IPv6 address, or pool/NAME", "203.0.113.10", "pool/public")
+]
+PoolName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$",
+        description="1 to 32 of a-z, 0-9 and '-', a letter or digit first and last",
+        examples=["public"],
+    ),
+]
+PoolNetwork = Annotated[str, _text("a network or an address", "203.0.113.0/28")]
+PoolNetworks = (
+    Annotated[list[PoolNetwork], Meta(min_length=1, examples=[["203.0.113.0/28"]])] | PoolNetwork
+)
 BackendAddress = Annotated[str, _text("an IPv4 or IPv6 address", "10.0.0.1")]
 PortNumber = Annotated[int, Meta(ge=1, le=65535, examples=[80])]
 PortText = Annotated[str, _text("PORT, PORT/tcp, PORT/udp or any", "53/udp")]
@@ -60,7 +74,7 @@ Budget = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 ModeName = Literal["dsr-ipip", "dsr-l2", "nat"]
 
 
-class Shape(Struct, frozen=True, forbid_unknown_fields=True):
+class Shape(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What all mappings of the files have in common.
 
     A required value that was refused is UNSET in what `typed.Reader` returns.
@@ -130,6 +144,7 @@ class SettingsFile(Shape, frozen=True):
     budgets: Budgets = Budgets()
     metrics: Metrics = Metrics()
     limits: Sizes = Sizes()
+    pools: dict[PoolName, PoolNetworks] = {}
 
 
 class BackendEntry(Shape, frozen=True):

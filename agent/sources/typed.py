@@ -85,6 +85,8 @@ class Reader:
         kinds = kinds_of(hint)
         if isinstance(node, MappingNode) and kinds.mapping is not None:
             return self._struct(node, kinds.mapping, path)
+        if isinstance(node, MappingNode) and kinds.entries is not None:
+            return self._entries(node, *kinds.entries, path)
         if isinstance(node, SequenceNode) and kinds.item is not None:
             return self._list(node, kinds, path)
         if isinstance(node, ScalarNode) and kinds.scalar is not None and not _is_null(node):
@@ -105,6 +107,25 @@ class Reader:
             self.refuse(path, f"{noun(path)} is empty", wants, _fix(kinds))
         # What fails stays as UNSET, so that an item's number is that of the file.
         return [self.read(item, kinds.item, (*path, at)) for at, item in enumerate(node.value)]
+
+    def _entries(self, node: MappingNode, names: Any, hint: Any, path: Path) -> dict[str, Any]:
+        """A mapping of the operator's own names; what was refused is left out."""
+        found: dict[str, Any] = {}
+        for key, key_node, value in self._pairs(node, path):
+            where = (*path, key)
+            self._lines[where] = place_of(self.file, key_node).line
+            try:
+                msgspec.convert(key, names)
+            except ValidationError:
+                kinds = kinds_of(names)
+                wants = f"{path_text(path)} wants names of {kinds.wants}"
+                what = f"{noun(path).removesuffix('s')} {shown(key)} is no name"
+                self.error(where, what, wants, _fix(kinds))
+                continue
+            entry = self.read(value, hint, where)
+            if entry is not UNSET:
+                found[key] = entry
+        return found
 
     def _struct(self, node: MappingNode, shape: type[Struct], path: Path) -> Struct:
         fields = fields_of(shape)

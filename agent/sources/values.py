@@ -144,6 +144,15 @@ def network6(text: str) -> IPv6Network:
     return found
 
 
+def pool_network(text: str) -> IPv4Network | IPv6Network:
+    """A network of addresses that other hosts can have, or a single one. Raises: Refused."""
+    found = _network(text, "pool network", "a network such as 203.0.113.0/28, or an address")
+    for edge in (found.network_address, found.broadcast_address):
+        # An IPv4 network's last address may be a VIP as any other; all ones is nobody's.
+        usable(edge, "pool network's address")
+    return found
+
+
 def _network(text: str, name: str, wants: str) -> IPv4Network | IPv6Network:
     try:
         loose = ip_network(text, strict=False)

@@ -89,6 +89,7 @@ class Host:
         self.bpffs = Path(f"/sys/fs/bpf/shunt-test-{os.getpid()}")
         self.run = directory / "run"
         self.config, self.services = directory / "shunt.yaml", directory / "services.d"
+        self.state = directory / "state"
         self.log = directory / "shuntd.log"
         self.process: Process | None = None
 
@@ -104,7 +105,8 @@ class Host:
         return [
             *(sys.executable, "-m", "shunt.agent.daemon"),
             *("--config", str(self.config), "--services", str(self.services)),
-            *("--bpffs", str(self.bpffs), "--run", str(self.run), *more),
+            *("--bpffs", str(self.bpffs), "--run", str(self.run)),
+            *("--state", str(self.state), *more),
         ]
 
     def start(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from shunt.agent.sources import file, plain
 from shunt.agent.sources.document import compose, read_text
 from shunt.agent.sources.file import FileSource
+from shunt.agent.sources.pools import NO_POOLS
 from shunt.agent.sources.problems import ConfigErrors, Problems
 from shunt.agent.sources.services import Written
 from shunt.lb.model import Mode
@@ -55,6 +56,7 @@ SLOW = {
     "a list as key": "[a, b]: c\n",
     "not YAML": "name: [web\n",
     "a word": "web\n",
+    "a pool": "name: web\nvip: pool/public\nports: 80\n",
     "nothing": "",
     "deep": "[" * 40 + "]" * 40,
 }
@@ -63,7 +65,8 @@ SLOW = {
 def slowly(text: str) -> tuple[list[Written], list[str]]:
     problems = Problems()
     document = compose("web.yaml", text, problems)
-    written = file.load_services(document, Mode.DSR_IPIP, problems) if document else []
+    drafts = file.load_services(document, Mode.DSR_IPIP, problems) if document else []
+    written = [draft.build(Mode.DSR_IPIP, NO_POOLS) for draft in drafts]
     try:
         problems.raise_any()
     except ConfigErrors as errors:

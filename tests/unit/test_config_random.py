@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from shunt.agent.sources.file import ConfigErrors, load
 from shunt.agent.sources.kinds import fields_of
 from shunt.agent.sources.shape import Shape
+from shunt.agent.sources.store import State
+from shunt.ipam.pools import Request
 from shunt.lb.model import (
     Backend,
     Configuration,
@@ -22,6 +24,7 @@ from shunt.lb.model import (
     IPAddress,
     Limits,
     Mode,
+    Pool,
     Port,
     Protocol,
     Service,
@@ -67,6 +70,10 @@ WORDS = [
     "<<",
     "::ffff:1.2.3.4",
     "fe80::1%x",
+    "pool/public",
+    "pool/",
+    "public",
+    "203.0.113.0/28",
 ]
 
 scalars = (
@@ -88,7 +95,9 @@ trees = st.recursive(
 )
 
 
-def load_texts(settings: str | bytes, services: str | bytes) -> Configuration:
+def load_texts(
+    settings: str | bytes, services: str | bytes, state: State | None = None
+) -> Configuration:
     """What `load` gives for one file of each kind."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -98,18 +107,20 @@ def load_texts(settings: str | bytes, services: str | bytes) -> Configuration:
             (place / "services.d/x.yaml", services),
         ):
             path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return load(place / "shunt.yaml", place / "services.d")
+        return load(place / "shunt.yaml", place / "services.d", state)
 
 
-def outcome(settings: str | bytes, services: str | bytes) -> Configuration | ConfigErrors:
+def outcome(
+    settings: str | bytes, services: str | bytes, state: State | None = None
+) -> Configuration | ConfigErrors:
     """What comes of two files, after checking what must hold whatever stands in them."""
     found: Configuration | ConfigErrors
     try:
-        found = load_texts(settings, services)
+        found = load_texts(settings, services, state)
     except ConfigErrors as raised:
         found = raised
     if isinstance(found, Configuration):
-        assert found == load_texts(settings, services)
+        assert found == load_texts(settings, services, state)
         hash(found)
         return found
     assert found.errors
@@ -237,7 +248,17 @@ def configurations(draw: st.DrawFn) -> Configuration:
         answers_per_s=draw(budget),
         samples_per_s=draw(budget),
     )
-    return Configuration(settings, tuple(services))
+    return Configuration(settings, tuple(services), draw(vip_pools()))
+
+
+@st.composite
+def vip_pools(draw: st.DrawFn) -> tuple[Pool, ...]:
+    """Nobody asks for them; no two have an address in common."""
+    found = st.sets(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?", fullmatch=True), max_size=3)
+    return tuple(
+        Pool(name, (IPv4Network(f"203.{n}.{draw(st.integers(0, 255))}.0/{24 + n}"),))
+        for n, name in enumerate(sorted(draw(found)))
+    )
 
 
 def written_settings(settings: Settings) -> dict[str, Any]:
@@ -291,7 +312,9 @@ def written_service(service: Service) -> dict[str, Any]:
 
 
 def written(wanted: Configuration) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return written_settings(wanted.settings), [written_service(s) for s in wanted.services]
+    pools = {pool.name: [str(network) for network in pool.networks] for pool in wanted.pools}
+    settings = written_settings(wanted.settings) | {"pools": pools}
+    return settings, [written_service(s) for s in wanted.services]
 
 
 @given(configurations())
@@ -331,7 +354,32 @@ def test_valid_configurations_with_something_changed(wanted: Configuration, data
             container[data.draw(st.sampled_from(KEYS))] = container.pop(key)
         if not all(isinstance(tree, dict | list) for tree in trees_written):
             break
-    outcome(*(yaml.safe_dump(tree) for tree in trees_written))
+    settings, services = (yaml.safe_dump(tree) for tree in trees_written)
+    outcome(settings, services)
+
+
+vips = st.sampled_from(["pool/p", "pool/q", "pool/r", *(f"10.0.0.{n}" for n in range(5))])
+
+
+@given(st.lists(st.lists(vips, min_size=1, max_size=3), max_size=6), st.data())
+def test_services_of_pools_keep_their_addresses(asked: list[list[str]], data: Any) -> None:
+    """In any order, and with what was given before: the same; and nobody has another's."""
+    node = {"interfaces": ["eth0"], "pools": {"p": "10.0.0.0/30", "q": ["2001:db8::/126"]}}
+    services = [{"name": f"s{n}", "vip": v, "ports": [80 + n]} for n, v in enumerate(asked)]
+    found = outcome(yaml.safe_dump(node), yaml.safe_dump(services))
+    if isinstance(found, ConfigErrors):
+        return
+    turned = data.draw(st.permutations(services))
+    assert outcome(yaml.safe_dump(node), yaml.safe_dump(turned)) == found
+    given_to = {address: name for pool in found.pools for name, address in pool.given}
+    assert len(given_to) == sum(len(pool.given) for pool in found.pools)
+    for service in found.services:
+        assert all(given_to.get(vip, service.name) == service.name for vip in service.vips)
+    held = {Request(name, p.name): address for p in found.pools for name, address in p.given}
+    more = [{"name": "aa", "vip": "pool/p", "ports": [8080]}, *turned]
+    later = outcome(yaml.safe_dump(node), yaml.safe_dump(more), State({}, held))
+    if isinstance(later, Configuration):
+        assert later.services[1:] == found.services
 
 
 def test_these_checks_can_fail() -> None:

@@ -53,14 +53,14 @@ def test_every_key_is_documented_with_its_default(section: str, shape: type[Stru
     for key, value in true.items():
         if isinstance(value, UnsetType):
             continue  # depends on something else, which the table says in words
-        words = {"required": "required", "[]": "none"}
+        words = {"required": "required", "[]": "none", "{}": "none"}
         plain = f"{value:g}s" if isinstance(value, float) else str(value)
         assert told[key] == words.get(str(value), f"`{plain}`"), key
 
 
 def test_the_examples_load(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     settings = [block for block in blocks if "interfaces:" in block]
     services = [block for block in blocks if "interfaces:" not in block]
     services_d = tmp_path / "services.d"
@@ -71,6 +71,8 @@ def test_the_examples_load(tmp_path: Path) -> None:
             (services_d / "web.yaml").write_text(service)
             # The mode of the node is that of a service which names none; nat refuses the mixture.
             if at == 1 and "shop/web" in service:
+                continue
+            if "pool/" in service and "pools:" not in setting:
                 continue
             assert load(tmp_path / "shunt.yaml", services_d).services
 

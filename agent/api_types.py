@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API answers and takes, as types: the OpenAPI document is made from them.
+
+A test holds real answers against them, without a key more or less.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Count = Annotated[int, Meta(ge=0)]
+State = Literal["up", "failing", "draining", "removed"]
+PerName = dict[str, Count]
+
+
+class Answer(Struct, forbid_unknown_fields=True):
+    """What all of them have in common: no other keys."""
+
+
+class Error(Answer):
+    """An error's three parts."""
+
+    what: str
+    why: str
+    fix: str
+
+
+class Refusal(Answer):
+    """Every answer with a status of 400 or more. `errors`: each, where there are several."""
+
+    error: Error
+    errors: list[Error] | UnsetType = UNSET
+
+
+class Errors(Answer):
+    errors: list[Error]
+
+
+class SetAside(Answer):
+    """A service of the API that is not in force, and why."""
+
+    service: str
+    errors: list[Error]
+
+
+class Interface(Answer):
+    name: str
+    ifindex: Count
+    mode: str
+    program_id: Count
+    attached: bool
+
+
+class BackendStates(Answer):
+    up: Count
+    failing: Count
+    draining: Count
+    removed: Count
+
+
+class SlotUse(Answer):
+    total: Count
+    used: Count
+    moving: Count
+    lingering: Count
+    moving_share: float
+
+
+class Flows(Answer):
+    """What the last round of the scan found; null before the first."""
+
+    remembered: Count | None
+    exceptions: Count | None
+    clients: Count | None
+    limit: Count
+
+
+class Translations(Answer):
+    pairs: Count | None
+    limit: Count
+
+
+class Scan(Answer):
+    ago_s: float | None
+    deleted: Count | None
+
+
+class Packets(Answer):
+    packets: Count
+    bytes: Count
+
+
+class Apply(Answer):
+    took_ms: float
+    writes: Count
+    reloads: Count
+    refused: Count
+
+
+class Checks(Answer):
+    made: Count
+    failed: Count
+    late_ms_mean: float
+    troubles: PerName
+
+
+class HopProblem(Answer):
+    address: str
+    what: str
+    why: str
+    fix: str
+
+
+class Fill(Answer):
+    used: Count
+    limit: Count
+
+
+class Loss(Answer):
+    """What was sent and then lost by the kernel or a driver."""
+
+    interface: str
+    reason: str
+    error: str
+    packets: Count
+
+
+class Status(Answer):
+    version: str
+    generation: Count
+    uptime_s: float
+    config_ok: bool
+    errors: list[Error]
+    set_aside: list[SetAside]
+    interfaces: list[Interface]
+    services: Count
+    backends: BackendStates
+    slots: SlotUse
+    flows: Flows
+    nat: Translations
+    scan: Scan
+    reasons: dict[str, Packets]
+    events: PerName
+    losses: list[Loss]
+    apply: Apply
+    checks: Checks
+    nexthop_problems: list[HopProblem]
+    maps: dict[str, Fill]
+    problems: list[str]
+
+
+class SlotStates(Answer):
+    total: Count
+    settled: Count
+    moving: Count
+    lingering: Count
+
+
+class ServiceRow(Answer):
+    """A service. `origin`: the file and line it stands at, or api."""
+
+    name: str
+    origin: str
+    protocols: list[Literal["tcp", "udp"]]
+    mode: Literal["dsr-ipip", "dsr-l2", "nat"]
+    vips: list[str]
+    ports: list[str]
+    backend_states: BackendStates
+    slots: SlotStates
+    packets: Count
+    bytes: Count
+
+
+class NextHop(Answer):
+    device: str
+    via: str
+    gateway: bool
+    mac: str | None
+    mtu: Count
+
+
+class Checked(Answer):
+    """What a backend's checks found."""
+
+    up: bool
+    checks: Count
+    failures: Count
+    last_ok: bool | None
+    last_reason: str
+    latency_ms: float | None
+
+
+class BackendRow(Answer):
+    """A backend of a service. `configured_weight`: null if it is no longer configured."""
+
+    service: str
+    backend: str
+    address: str
+    port: Count | None
+    state: State
+    drained: bool
+    reason: str
+    weight: Count | None
+    configured_weight: Count | None
+    slots: Count
+    share: float
+    nexthop: NextHop | None
+    health: Checked | None
+    packets: Count
+    bytes: Count
+
+
+class CheckRule(Answer):
+    type: str
+    port: Count | None
+    interval_s: float
+    timeout_s: float
+    rise: Count
+    fall: Count
+
+
+class ServiceShown(ServiceRow):
+    """A service with its backends."""
+
+    health: CheckRule | None
+    idle_s: dict[str, float]
+    backends: list[BackendRow]
+
+
+class Services(Answer):
+    services: list[ServiceRow]
+
+
+class Backends(Answer):
+    backends: list[BackendRow]
+
+
+class Given(Answer):
+    service: str
+    vip: str
+
+
+class Pool(Answer):
+    """`size` is text: an IPv6 pool has more addresses than a number of JSON can say."""
+
+    name: str
+    networks: list[str]
+    size: str
+    given: list[Given]
+
+
+class Pools(Answer):
+    pools: list[Pool]
+
+
+class Flow(Answer):
+    service: str
+    client: str
+    client_port: Count
+    vip: str
+    vip_port: Count
+    protocol: str
+    state: str
+    backend: str
+    idle_s: float
+
+
+class Translation(Flow):
+    own: str
+    own_port: Count
+    backend_port: Count
+
+
+class FlowList(Answer):
+    """`more`: there are more than the limit."""
+
+    flows: list[Flow]
+    more: bool
+
+
+class TranslationList(Answer):
+    flows: list[Translation]
+    more: bool
+
+
+class Generation(Answer):
+    generation: Count
+
+
+class Deleted(Answer):
+    deleted: Count
+
+
+class Interfaces(Answer):
+    interfaces: list[Interface]
+
+
+class Weight(Answer):
+    """0: as configured."""
+
+    weight: Annotated[int, Meta(ge=0, le=65535)]
+
+
+class OfService(Answer):
+    """Of one service; of all without a name."""
+
+    service: str | UnsetType | None = UNSET
+
+
+class Change(Answer):
+    """A line of the watch: what changed, or is (after `snapshot`; `synced` ends what was)."""
+
+    revision: Count
+    type: Literal["snapshot", "synced", "service", "backend"]
+    change: Literal["present", "added", "changed", "removed"] | UnsetType = UNSET
+    service: str | UnsetType = UNSET
+    origin: str | UnsetType = UNSET
+    mode: str | UnsetType = UNSET
+    vips: list[str] | UnsetType = UNSET
+    ports: list[str] | UnsetType = UNSET
+    backend: str | UnsetType = UNSET
+    state: State | UnsetType = UNSET
+    weight: Count | UnsetType | None = UNSET
+
+
+Sample = dict[str, Any]
