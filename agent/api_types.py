@@ -103,7 +103,21 @@ class Checks(Answer):
     made: Count
     failed: Count
     late_ms_mean: float
+    late_ms_max: float
     troubles: PerName
+
+
+class Panicking(Answer):
+    """A service of which so few backends are up that all are treated as up."""
+
+    service: str
+    up: Count
+    backends: Count
+
+
+class Started(Answer):
+    read_s: float
+    apply_s: float
 
 
 class HopProblem(Answer):
@@ -145,7 +159,9 @@ class Status(Answer):
     events: PerName
     losses: list[Loss]
     apply: Apply
+    start: Started
     checks: Checks
+    panic: list[Panicking]
     nexthop_problems: list[HopProblem]
     maps: dict[str, Fill]
     problems: list[str]
@@ -219,6 +235,9 @@ class CheckRule(Answer):
     timeout_s: float
     rise: Count
     fall: Count
+    jitter: float
+    slow_start_s: float
+    panic_threshold: float
 
 
 class ServiceShown(ServiceRow):
@@ -235,6 +254,30 @@ class Services(Answer):
 
 class Backends(Answer):
     backends: list[BackendRow]
+
+
+class HealthRow(Answer):
+    """A backend that is checked, or was until it was removed. Times in ISO 8601."""
+
+    service: str
+    backend: str
+    type: str | None
+    state: Literal["up", "failing", "unknown"]
+    removed: bool
+    panic: bool
+    weight_share: float
+    since: str
+    checks: Count
+    failures: Count
+    last_ok: bool | None
+    last_at: str | None
+    latency_ms: float | None
+    reason: str
+
+
+class Health(Answer):
+    health: list[HealthRow]
+    panic: list[Panicking]
 
 
 class Given(Answer):

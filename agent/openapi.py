@@ -72,6 +72,8 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/v1/pools"): Route("VIP pools, and who has which address", t.Pools),
     ("GET", "/v1/backends"): Route("Backends, of one service or of all", t.Backends, (404,),
                                    query=_OF),
+    ("GET", "/v1/health"): Route("What the checks found, of one service or of all", t.Health,
+                                 (404,), query=_OF),
     ("POST", f"{_BACKEND}/drain"): Route("No new flows for a backend", t.BackendRow, (404, 409)),
     ("POST", f"{_BACKEND}/undrain"): Route("New flows again", t.BackendRow, (404, 409)),
     ("PUT", f"{_BACKEND}/weight"): Route(

@@ -41,6 +41,7 @@ ANSWERS = [
     ("GET", "/v1/services/{service}", {"service": "empty"}),
     ("GET", "/v1/pools", {}),
     ("GET", "/v1/backends", {}),
+    ("GET", "/v1/health", {}),
     ("POST", "/v1/services/{service}/backends/{backend}/drain", {}),
     ("POST", "/v1/services/{service}/backends/{backend}/undrain", {}),
     ("GET", "/v1/services/{service}/maglev", {}),
