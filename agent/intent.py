@@ -155,8 +155,9 @@ class Intent:
 
     async def _put(self, loaded: Loaded, services: Services) -> None:
         """Keep it, then have it in force; both or neither. Raises: ShuntError."""
-        before = self._state
+        before, told = self._state, (self.node.aside, self.node.origins)
         await asyncio.to_thread(self._keep, State(services, loaded.vips))
+        self._tell(loaded)  # who watches is told of a change while it is made
         try:
             if loaded.configuration != self.node.configuration:
                 for _ in self.node.configuring(loaded.configuration):
@@ -167,9 +168,9 @@ class Intent:
                     extra=about(Event.IN_FORCE, generation=self.node.generation),
                 )
         except ShuntError:
+            self.node.aside, self.node.origins = told
             await asyncio.to_thread(self._keep, before)
             raise
-        self._tell(loaded)
         self.node.errors = []
         await self.follow()
 

@@ -345,7 +345,11 @@ class NextHops:
         try:
             link = links.get(answer.ifindex) if answer.ordinary else None
             # What is not a plain route is asked for again, in the form that says why not.
-            route = answer.route(address, link) if link else self._netlink.resolve(address, links)
+            route = (
+                answer.route(address, link, links)
+                if link
+                else self._netlink.resolve(address, links)
+            )
         except ShuntError as error:
             return error
         except OSError as error:

@@ -23,6 +23,7 @@ from shunt.kern.netlink import (
     RTN_UNICAST,
     Link,
     Route,
+    below_vlans,
 )
 
 IPAddress = IPv4Address | IPv6Address
@@ -59,8 +60,9 @@ class Answer:
         """Whether it is a way, rather than a refusal."""
         return not self.error and self.kind in (RTN_UNICAST, RTN_LOCAL)
 
-    def route(self, address: IPAddress, link: Link) -> Route:
+    def route(self, address: IPAddress, link: Link, links: Mapping[int, Link]) -> Route:
         """As `Netlink.resolve` gives it, of an answer that is ordinary."""
+        port, tags = below_vlans(link, links)
         return Route(
             destination=address,
             link=link,
@@ -69,6 +71,8 @@ class Answer:
             source=self.source,
             local=self.kind == RTN_LOCAL,
             tunnel=self.tunnel,
+            port=port,
+            tags=tags,
         )
 
 

@@ -296,7 +296,7 @@ def test_many_routes_at_once_are_the_routes_one_by_one(here: Namespace, netlink:
         except ShuntError:
             assert not answer.ordinary
         else:
-            assert answer.route(address, links[answer.ifindex]) == wanted
+            assert answer.route(address, links[answer.ifindex], links) == wanted
     # Behind one gateway there is one answer, however many ask.
     assert len({id(told[four + (1 << 16) + again]) for again in range(5)}) == 1
 
