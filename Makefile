@@ -121,7 +121,7 @@ test: need-root ## lint, build and all of the tests above (root)
 	@$(MAKE) lint
 	@$(MAKE) build
 	@status=0; \
-	$(PYTEST) $(ARGS) || status=$$?; \
+	tools/run-tests $(PYTEST) -- $(ARGS) || status=$$?; \
 	tools/check-owner || status=1; \
 	exit $$status
 
