@@ -141,7 +141,11 @@ fuzz-api: need-root build ## schemathesis against a real shuntd's API; ARGS="--e
 .PHONY: test-systemd
 test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn machine, with traffic (root)
 	@tools/deps requirements/debian.txt requirements/debian-systemd.txt
-	$(PYTEST) tests/e2e $(ARGS)
+	$(PYTEST) tests/e2e/test_systemd.py $(ARGS)
+
+.PHONY: test-delivery
+test-delivery: need-root build ## each way of traffic to a VIP, with real keepalived (root)
+	$(PYTEST) tests/e2e/test_delivery.py $(ARGS)
 
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet
