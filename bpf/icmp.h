@@ -230,6 +230,11 @@ __noinline __u64 rewrite_quote(struct xdp_md *ctx, const struct packet *pkt)
 	} else if (port[3]) {
 		sum += swap_check(&port[3], all);
 	}
+	/* Once more: 6.1 knows no bound of the copy that clang 14 has kept ("R2 offset is outside of
+	 * the packet"). */
+	barrier_var(l4);
+	if (l4 > MAX_L4_OFFSET)
+		return broken;
 	icmp = at(ctx, l4);
 	if ((void *)(icmp + 1) > end(ctx))
 		return broken;

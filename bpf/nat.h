@@ -246,18 +246,18 @@ static __always_inline struct verdict nat_forward(struct xdp_md *ctx, const stru
 static __noinline bool nat_reply(struct xdp_md *ctx, const struct packet *pkt, struct verdict *v)
 {
 	struct nat_rev_val *rev = bpf_map_lookup_elem(&nat_rev, &pkt->key);
-	struct flow_key to __attribute__((aligned(8))) = {};
+	struct nat_scratch *s = own_scratch(); /* 6.1 has no more stack for the tuple */
 	struct hop hop = {.mtu = 0xffff};
 	__u64 word, now;
 
-	if (!rev)
+	if (!rev || !s)
 		return false;
 	word = READ_ONCE(rev->word);
-	__builtin_memcpy(to.saddr, rev->vip, 16);
-	__builtin_memcpy(to.daddr, rev->client, 16);
-	to.sport = rev->vip_port;
-	to.dport = rev->client_port;
-	to.proto = pkt->key.proto;
+	__builtin_memcpy(s->to.saddr, rev->vip, 16);
+	__builtin_memcpy(s->to.daddr, rev->client, 16);
+	s->to.sport = rev->vip_port;
+	s->to.dport = rev->client_port;
+	s->to.proto = pkt->key.proto;
 	set_macs(&hop, *(__u64 *)rev->back.peer, *(__u64 *)rev->back.own);
 	hop.ifindex = rev->back.ifindex;
 	hop.tags = rev->back.tags;
@@ -268,7 +268,7 @@ static __noinline bool nat_reply(struct xdp_md *ctx, const struct packet *pkt, s
 	now = now_ns();
 	if ((__s64)(now - rev->seen_ns) > (__s64)TOUCH_NS)
 		WRITE_ONCE(rev->seen_ns, now);
-	if (!rewrite(ctx, pkt, &to)) {
+	if (!rewrite(ctx, pkt, &s->to)) {
 		*v = verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 		return true;
 	}
