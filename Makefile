@@ -16,14 +16,14 @@ BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 BPF_SOURCES := $(wildcard xdp/*.bpf.c tc/*.bpf.c sockops/*.bpf.c perf/*.bpf.c examples/*.bpf.c \
 	tests/*.bpf.c tests/*/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
-C_SOURCES := $(wildcard bpf/*.h xdp/*.c xdp/*.h tc/*.c sockops/*.c lb/*.c lb/*.h kern/*.c \
+C_SOURCES := $(wildcard bpf/*.h xdp/*.c xdp/*.h tc/*.c tc/*.h sockops/*.c sockops/*.h lb/*.c lb/*.h kern/*.c \
 	perf/*.c perf/*.h examples/*.c tests/*.bpf.c tests/*/*.bpf.c)
 
 # -mcpu=v3 (32-bit registers' jumps, atomics) is what every supported kernel takes; the
 # prefix map keeps the line information, and so the object, the same in every directory.
 # Headers are summed and compared as words, so no strict aliasing, as in the kernel.
 BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -fno-strict-aliasing -D__TARGET_ARCH_$(BPF_ARCH) \
-	-Ibpf -Ixdp -isystem /usr/include/$(TRIPLET) -ffile-prefix-map=$(CURDIR)=. \
+	-Ibpf -Ixdp -Itc -isystem /usr/include/$(TRIPLET) -ffile-prefix-map=$(CURDIR)=. \
 	-Wall -Wextra -Werror
 
 # Root leaves no caches in the checkout: neither bytecode nor pytest's nor hypothesis's.
@@ -34,7 +34,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install the Debian packages that are missing (as root), and say which
@@ -51,7 +51,7 @@ build: venv ## build the BPF objects and the C extensions, in place
 
 # One level down, already as the checkout's owner.
 .PHONY: objects
-objects: $(BPF_OBJECTS) build/stamp/extension build/stamp/defects
+objects: $(BPF_OBJECTS) build/connections build/stamp/extension build/stamp/defects
 
 # The real program with one deliberate defect each, for the test that must catch them.
 build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/*.h xdp/lb.bpf.c)
@@ -64,6 +64,11 @@ build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/*.h xdp/lb.
 	clang $(BPF_CFLAGS) -MMD -MP -MT $@ -MF build/dep/$@.d -c $< -o build/obj/$@
 	@llvm-strip -g build/obj/$@ # DWARF; BTF stays
 	@mv build/obj/$@ $@
+
+# Of tests and benchmarks; nothing that is installed.
+build/connections: perf/connections.c Makefile
+	@mkdir -p $(@D)
+	$(CC) -O2 -g -Wall -Wextra -Werror -o $@ $<
 
 -include $(BPF_OBJECTS:%=build/dep/%.d)
 
@@ -147,6 +152,10 @@ test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn mach
 test-delivery: need-root build ## each way of traffic to a VIP, with real keepalived (root)
 	$(PYTEST) tests/e2e/test_delivery.py $(ARGS)
 
+.PHONY: test-connections
+test-connections: need-root build ## 100,000 short connections through TC, shuntd restarted meanwhile (root)
+	$(PYTEST) tests/e2e/test_connections.py $(ARGS)
+
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet
 perf-packet: need-root build ## nanoseconds a packet, to perf/results/packet.json (root)
@@ -156,6 +165,12 @@ perf-packet: need-root build ## nanoseconds a packet, to perf/results/packet.jso
 .PHONY: perf-scale
 perf-scale: need-root build ## the daemon with 10,000 services, to perf/results/scale.json (root)
 	$(UNCACHED) -m perf.scale $(ARGS)
+	@tools/give-back perf/results
+
+.PHONY: perf-tc
+perf-tc: need-root build ## TC beside nftables and iptables, to perf/results/tc.json (root)
+	@tools/deps requirements/debian.txt requirements/debian-perf.txt
+	$(UNCACHED) -m perf.tc $(ARGS)
 	@tools/give-back perf/results
 
 .PHONY: perf-maglev

@@ -24,6 +24,7 @@ setup(
     ext_modules=[
         extension("shunt.lb._maglev", "lb/_maglev.c", "lb/maglev.h"),
         extension("shunt.kern._flows", "kern/_flows.c", "bpf/abi.h", "bpf/flow_table.h"),
+        extension("shunt.kern._routes", "kern/_routes.c"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

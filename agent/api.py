@@ -14,6 +14,7 @@ from shunt.agent import (
     health_views,
     maglev_views,
     metrics,
+    nat_ports,
     openapi,
     raw_views,
     service_views,
@@ -22,10 +23,12 @@ from shunt.agent import (
 from shunt.agent.answers import Refused, answer, answer_errors, body
 from shunt.agent.changes import Changes
 from shunt.agent.edits import Edits, tagged
+from shunt.agent.explain import Explainer
 from shunt.agent.intent import Intent
+from shunt.agent.monitor import Monitor
 from shunt.agent.node import WEIGHT_MAX, Node
 from shunt.agent.peers import only_ours
-from shunt.agent.samples import Samples, Subscription
+from shunt.agent.samples import Samples
 from shunt.agent.service_views import Json
 from shunt.agent.unix_socket import listen
 from shunt.lb.errors import ShuntError
@@ -42,8 +45,10 @@ class Api:
     """The server, on the running event loop."""
 
     def __init__(self, node: Node, samples: Samples, intent: Intent) -> None:
-        self.node, self.samples, self.intent = node, samples, intent
+        self.node, self.intent = node, intent
         self.changes: Changes | None = None
+        self.explainer = Explainer(node)
+        self.monitor = Monitor(node, samples)
         self._runner: web.AppRunner | None = None
         self._path: Path | None = None
 
@@ -70,7 +75,7 @@ class Api:
 
     async def close(self) -> None:
         """Stop listening; open requests are answered, watchers' streams end."""
-        self.samples.end_subscriptions()
+        self.monitor.close()
         if self.changes is not None:
             self.changes.close()
         if self._path is not None:
@@ -79,6 +84,7 @@ class Api:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        self.explainer.close()
 
     def routes(self) -> list[web.RouteDef]:
         """Every route; openapi.ROUTES describes each."""
@@ -102,7 +108,9 @@ class Api:
             web.get("/v1/flows", self._flows),
             web.post("/v1/flows/flush", self._flush),
             web.get("/v1/nat", self._nat),
-            web.get("/v1/monitor", self._monitor),
+            web.get("/v1/nat/top", self._nat_top),
+            web.get("/v1/monitor", self.monitor.respond),
+            web.post("/v1/explain", self.explainer.respond),
             web.get("/v1/watch", self._watch),
             web.get("/v1/openapi.json", self._openapi),
             web.post("/v1/reload", self._reload),
@@ -113,7 +121,8 @@ class Api:
         return web.Response(body=openapi.document(), content_type="application/json")
 
     async def _status(self, _request: web.Request) -> web.Response:
-        return answer(views.status(self.node))
+        directory = str(self.intent.store.directory.absolute())
+        return answer({**views.status(self.node), "state_directory": directory})
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         return await metrics.respond(self.node, request)
@@ -130,12 +139,12 @@ class Api:
 
     async def _backends(self, request: web.Request) -> web.Response:
         name = self._asked(request, "service")
-        of = self._configuration.services if name is None else (self._find(name),)
+        of = self.node.services.values() if name is None else (self._find(name),)
         return answer({"backends": await service_views.backends(self.node, of)})
 
     async def _health(self, request: web.Request) -> web.Response:
         name = self._asked(request, "service")
-        of = self._configuration.services if name is None else (self._find(name),)
+        of = self.node.services.values() if name is None else (self._find(name),)
         return answer(health_views.health(self.node, of))
 
     @property
@@ -145,7 +154,7 @@ class Api:
 
     def _find(self, name: str) -> Service:
         try:
-            return find_service(self._configuration, name)
+            return self.node.services[find_service(self._configuration, name).name]
         except ShuntError as e:
             raise Refused(404, e) from e
 
@@ -154,7 +163,6 @@ class Api:
         known = {
             "/v1/backends": {"service"},
             "/v1/health": {"service"},
-            "/v1/monitor": {"type"},
             "/v1/watch": {"since"},
         }
         allowed = known.get(request.path, {"service", "limit"})
@@ -231,12 +239,21 @@ class Api:
     async def _nat(self, request: web.Request) -> web.Response:
         return await self._listing(request, flow_views.translations)
 
+    async def _nat_top(self, request: web.Request) -> web.Response:
+        last = self.node.scanner.last
+        use = last.ports if last else None
+        return answer(nat_ports.top(self.node.tables, use, self._limit(request)))
+
     async def _listing(
         self, request: web.Request, listing: Callable[[Node, str | None, int], Awaitable[Json]]
     ) -> web.Response:
         name = self._asked(request, "service")
         if name is not None:
             self._find(name)
+        return answer(await listing(self.node, name, self._limit(request)))
+
+    @staticmethod
+    def _limit(request: web.Request) -> int:
         text = request.query.get("limit", str(LIMIT))
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
             raise Refused(
@@ -247,48 +264,13 @@ class Api:
                     "give one in that range; a service narrows what is listed",
                 ),
             )
-        return answer(await listing(self.node, name, int(text)))
+        return int(text)
 
     async def _flush(self, request: web.Request) -> web.Response:
         name = (await body(request, "service")).get("service")
         if name is not None:
             name = self._find(str(name)).name
         return answer({"deleted": await self.node.flush_flows(name)})
-
-    async def _monitor(self, request: web.Request) -> web.StreamResponse:
-        kind = self._asked(request, "type") or "drop"
-        if kind != "drop":
-            raise Refused(
-                400,
-                ShuntError(
-                    f"there are no samples of type {kind}",
-                    "only drops are sampled",
-                    "leave the type away, or give drop",
-                ),
-            )
-        subscription = self.samples.subscribe()
-        try:
-            return await self._stream(request, subscription)
-        finally:
-            self.samples.unsubscribe(subscription)
-
-    async def _stream(self, request: web.Request, subscription: Subscription) -> web.StreamResponse:
-        """One JSON object a line; one with `lost` whenever the reader was too slow."""
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        told = 0
-        try:
-            async for record in subscription:
-                line = msgspec.json.encode(flow_views.sample(self.node, record)) + b"\n"
-                if subscription.lost > told:
-                    lost, told = subscription.lost - told, subscription.lost
-                    line = msgspec.json.encode({"lost": lost}) + b"\n" + line
-                await response.write(line)
-            await response.write_eof()
-        except ConnectionError:
-            pass  # the reader has gone
-        return response
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         """One JSON object a line; see agent/changes.py."""

@@ -51,6 +51,17 @@ class Interface(Answer):
     mode: str
     program_id: Count
     attached: bool
+    tc: str
+    xdp: str
+
+
+class Sockets(Answer):
+    """Whose calls are translated at the socket. `cgroup`: empty if they are not."""
+
+    scope: Literal["host", "all", "off"]
+    cgroup: str
+    attached: bool
+    calls: PerName
 
 
 class BackendStates(Answer):
@@ -80,6 +91,8 @@ class Flows(Answer):
 class Translations(Answer):
     pairs: Count | None
     limit: Count
+    ports_busiest: Count | None  # of nat's `ports`, those taken towards the busiest destination
+    ports: Count
 
 
 class Scan(Answer):
@@ -149,6 +162,7 @@ class Status(Answer):
     errors: list[Error]
     set_aside: list[SetAside]
     interfaces: list[Interface]
+    sockets: Sockets
     services: Count
     backends: BackendStates
     slots: SlotUse
@@ -165,6 +179,7 @@ class Status(Answer):
     nexthop_problems: list[HopProblem]
     maps: dict[str, Fill]
     problems: list[str]
+    state_directory: str
 
 
 class SlotStates(Answer):
@@ -175,13 +190,15 @@ class SlotStates(Answer):
 
 
 class ServiceRow(Answer):
-    """A service. `origin`: the file and line it stands at, or api."""
+    """A service. `origin`: the file and line it stands at, or api. `node`: the networks of which
+    this host's own addresses are VIPs, too."""
 
     name: str
     origin: str
     protocols: list[Literal["tcp", "udp"]]
-    mode: Literal["dsr-ipip", "dsr-l2", "nat"]
+    mode: Literal["dsr-ipip", "dsr-l2", "nat", "local"]
     vips: list[str]
+    node: list[str]
     ports: list[str]
     backend_states: BackendStates
     slots: SlotStates
@@ -209,7 +226,8 @@ class Checked(Answer):
 
 
 class BackendRow(Answer):
-    """A backend of a service. `configured_weight`: null if it is no longer configured."""
+    """A backend of a service. `configured_weight`: null if it is no longer configured; `server_id`:
+    in hexadecimal, null if the service does not route QUIC by it."""
 
     service: str
     backend: str
@@ -222,6 +240,7 @@ class BackendRow(Answer):
     configured_weight: Count | None
     slots: Count
     share: float
+    server_id: str | None
     nexthop: NextHop | None
     health: Checked | None
     packets: Count
@@ -231,6 +250,7 @@ class BackendRow(Answer):
 class CheckRule(Answer):
     type: str
     port: Count | None
+    via: str
     interval_s: float
     timeout_s: float
     rise: Count
@@ -240,10 +260,19 @@ class CheckRule(Answer):
     panic_threshold: float
 
 
+class ConnectionIds(Answer):
+    """How a service's backends make QUIC connection ids. Lengths in octets."""
+
+    server_id_length: Count
+    config_id: Count
+    nonce_length: Count
+
+
 class ServiceShown(ServiceRow):
     """A service with its backends."""
 
     health: CheckRule | None
+    quic: ConnectionIds | None
     idle_s: dict[str, float]
     backends: list[BackendRow]
 

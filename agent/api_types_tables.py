@@ -116,3 +116,20 @@ class RawFlow(Answer):
 class RawFlows(Answer):
     flows: list[RawFlow]
     more: bool
+
+
+class NatDestination(Answer):
+    """`own`: the address of this host that it sees; empty if it has no flow."""
+
+    backend: str
+    protocol: str
+    own: str
+    taken: Count
+    ports: Count
+    share: float
+    refused: Count
+
+
+class NatDestinations(Answer):
+    destinations: list[NatDestination]
+    more: bool

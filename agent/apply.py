@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from shunt.agent import options, writes
-from shunt.agent.tables import REGION_LOG2_BITS, Placed, Tables
+from shunt.agent import options, quic, writes
+from shunt.agent.tables import NO_REGION, REGION_LOG2_BITS, Placed, Tables
 from shunt.kern.rcu import synchronize
 from shunt.lb import slots as slot
 from shunt.lb.compile import mapped
@@ -31,6 +31,14 @@ class Applier:
         grace: Callable[[], None] = synchronize,
     ) -> None:
         self.tables, self.clock, self.nexthop_of, self.grace = tables, clock, nexthop_of, grace
+        # What there may be 10,000 of, one after the other.
+        self._together: dict[type, Callable[[Any], None]] = {
+            writes.NameService: self._name_services,
+            writes.PutBackend: self._put_backends,
+            writes.NewRegion: self._new_regions,
+            writes.PutService: self._put_services,
+            writes.PutFrontend: self._put_frontends,
+        }
 
     def apply(self, plan: Iterable[writes.Write]) -> int:
         """Do them all; returns how many there were.
@@ -41,8 +49,8 @@ class Applier:
         do = self.do  # bound once: that costs as much as a write
         for kind, alike in groupby(plan, type):
             some: list[Any] = list(alike)
-            if kind is writes.PutBackend:
-                self._put_backends(some)
+            if together := self._together.get(kind):
+                together(some)
             else:
                 for write in some:
                     do(write)
@@ -54,18 +62,15 @@ class Applier:
         """Do one write."""
         raise TypeError(f"not a write: {write!r}")
 
-    @do.register
-    def _(self, write: writes.NameService) -> None:
+    def _name_services(self, some: Sequence[writes.NameService]) -> None:
         names = self.tables.maps["names"]
-        value = names.new_values(1)[0]
-        value["name"] = write.name.encode()
-        names.update(write.svc, value)
-        self.tables.svc_stats[:, write.svc] = 0
-        self.tables.placed[write.name] = Placed(write.svc, write.name)
-
-    @do.register
-    def _(self, write: writes.PutBackend) -> None:
-        self._put_backends([write])
+        keys, values = names.new_keys(len(some)), names.new_values(len(some))
+        keys[:] = [write.svc for write in some]
+        values["name"] = [write.name.encode() for write in some]
+        names.update_many(keys, values)
+        self.tables.svc_stats[:, keys] = 0
+        for write in some:
+            self.tables.placed[write.name] = Placed(write.svc, write.name)
 
     def _put_backends(self, some: Sequence[writes.PutBackend]) -> None:
         """Nothing refers to them yet, so those that follow each other are written together."""
@@ -80,8 +85,10 @@ class Applier:
         records["weight"][ids] = [write.weight for write in some]
         records["flags"][ids] = [write.flags for write in some]  # last: it makes the rest valid
         self.tables.backend_stats[:, ids] = 0
-        for write in some:
-            self.tables.placed[write.name].backends[write.endpoint] = write.id
+        self.tables.nat_refused[ids] = 0
+        for name, alike in groupby(some, lambda write: write.name):
+            own = self.tables.placed[name].backends
+            own.update((write.endpoint, write.id) for write in alike)
 
     @do.register
     def _(self, write: writes.SetBackend) -> None:
@@ -90,21 +97,18 @@ class Applier:
 
     @do.register
     def _(self, write: writes.WriteRegion) -> None:
-        self._write_region(write.first, write.words, write.changed)
-
-    @do.register
-    def _(self, write: writes.NewRegion) -> None:
-        self._write_region(write.first, write.words, None)
-
-    def _write_region(self, first: int, words: slot.Words, changed: slot.Times | None) -> None:
-        where = slice(first, first + len(words))
+        where = slice(write.first, write.first + len(write.words))
         self.tables.restarts[where] = 0
-        # What is zero stays untouched: slots that never moved need no memory for when they did.
-        if changed is not None:
-            self.tables.changed[where] = changed
-        elif self.tables.changed[where].any():
-            self.tables.changed[where] = 0
-        self.tables.words[where] = words
+        self.tables.changed[where] = write.changed
+        self.tables.words[where] = write.words
+
+    def _new_regions(self, some: Sequence[writes.NewRegion]) -> None:
+        """Slots that never moved need no memory for when they did: nobody asks."""
+        for write in some:
+            words = write.words
+            where = slice(write.first, write.first + len(words))
+            self.tables.restarts[where] = 0
+            self.tables.words[where] = words
 
     @do.register
     def _(self, write: writes.PatchSlots) -> None:
@@ -113,18 +117,26 @@ class Applier:
         self.tables.words[index] = write.words
         self._note_unsettled(self.tables.placed[write.name])
 
-    @do.register
-    def _(self, write: writes.PutService) -> None:
-        record, i = self.tables.svc, write.svc
-        record["idle_ns"][i] = write.idle_ns
-        record["proto"][i] = int(write.protocol)
-        self.tables.svc_options[i] = np.frombuffer(write.options, self.tables.svc_options.dtype)[0]
-        record["region"][i] = write.first << REGION_LOG2_BITS | write.log2
-        record["flags"][i] = write.flags  # after the slots that must be looked up without them
-        record["mode"][i] = int(self.tables.modes[write.mode])
-        place = self.tables.placed[write.name]
-        place.first, place.log2 = write.first, write.log2
-        self._note_unsettled(place)
+    def _put_services(self, some: Sequence[writes.PutService]) -> None:
+        """Each of one store a field, in an order that is right for every service."""
+        t, ids = self.tables, np.array([write.svc for write in some], np.intp)
+        t.svc["idle_ns"][ids] = [write.idle_ns for write in some]
+        t.svc["proto"][ids] = [int(write.protocol) for write in some]
+        raw = b"".join(write.options for write in some)
+        t.svc_options[ids] = np.frombuffer(raw, t.svc_options.dtype)
+        t.svc["region"][ids] = [write.first << REGION_LOG2_BITS | write.log2 for write in some]
+        # After the slots that must be looked up without them.
+        t.svc["flags"][ids] = [write.flags for write in some]
+        modes = {name: int(t.modes[name]) for name in {write.mode for write in some}}
+        t.svc["mode"][ids] = [modes[write.mode] for write in some]
+        for write, shortcut in zip(some, t.shortcuts(ids), strict=True):
+            place = t.placed[write.name]
+            new = place.log2 == NO_REGION
+            place.first, place.log2 = write.first, write.log2
+            for frontend in place.frontends:
+                t.frontends.put(frontend, write.svc, shortcut)
+            if not new:  # then all is settled
+                self._note_unsettled(place)
 
     @do.register
     def _(self, write: options.PutSources) -> None:
@@ -134,6 +146,14 @@ class Applier:
     def _(self, write: options.DropSources) -> None:
         self.tables.source_sets.drop(write.id)
 
+    @do.register
+    def _(self, write: quic.PutServerId) -> None:
+        self.tables.server_ids.put(write)
+
+    @do.register
+    def _(self, write: quic.DropServerId) -> None:
+        self.tables.server_ids.drop(write)
+
     def _note_unsettled(self, place: Placed) -> None:
         words = self.tables.words[place.slots()]
         if slot.state(words).any():
@@ -141,17 +161,18 @@ class Applier:
         else:
             self.tables.unsettled.discard(place.name)
 
-    @do.register
-    def _(self, write: writes.PutFrontend) -> None:
+    def _put_frontends(self, some: Sequence[writes.PutFrontend]) -> None:
         t = self.tables
-        t.frontends.put(write.frontend, write.svc)
-        if write.replaces:
-            t.placed[write.replaces].frontends.discard(write.frontend)
-        else:
-            self._serve(write.frontend, +1)
-        if write.frontend in t.stale_frontends:
-            t.stale_frontends.remove(write.frontend)
-        t.placed[write.name].frontends.add(write.frontend)
+        ways = t.shortcuts(np.array([write.svc for write in some], np.intp))
+        for write, shortcut in zip(some, ways, strict=True):
+            t.frontends.put(write.frontend, write.svc, shortcut)
+            if write.replaces:
+                t.placed[write.replaces].frontends.discard(write.frontend)
+            else:
+                self._serve(write.frontend, +1)
+            if write.frontend in t.stale_frontends:
+                t.stale_frontends.remove(write.frontend)
+            t.placed[write.name].frontends.add(write.frontend)
 
     @do.register
     def _(self, write: writes.DropFrontend) -> None:
@@ -166,7 +187,10 @@ class Applier:
     def _serve(self, frontend: Frontend, change: int) -> None:
         """Keep the port set: a port's bit is there while a frontend has the port."""
         key = frontend.protocol, frontend.port
-        self.tables.served[key] += change
+        before = self.tables.served[key]
+        self.tables.served[key] = before + change
+        if before and before + change:
+            return
         set_port(self.tables, frontend.protocol, frontend.port)
 
     @do.register
@@ -206,9 +230,9 @@ class Applier:
         marked = t.restarts[write.first : write.first + (1 << write.log2)] != 0
         if write.heir and marked.any():
             # Flows that could not be remembered until the last packet on the old slots.
-            where = t.placed[write.heir].slots()
-            inherited = slot.resize(marked.astype(np.uint64), t.placed[write.heir].log2)
-            t.changed[where][inherited != 0] = self.clock()
+            heir = t.placed[write.heir]
+            inherited = slot.resize(marked.astype(np.uint64), heir.log2)
+            t.changed[heir.slots()][inherited != 0] = self.clock()
         t.regions.give(write.first, write.log2)
 
 
@@ -224,15 +248,20 @@ def set_port(tables: Tables, protocol: Protocol, port: int) -> None:
         tables.served[protocol, port] > 0
         or tables.served[protocol, ANY_PORT] > 0
         or port in tables.nat_ports
+        or (protocol, port) in tables.reply_ports
     )
     tables.ports[index] = word | bit if served else word & ~bit
 
 
 def sync_ports(tables: Tables, nat_ports: range) -> None:
-    """Bring the whole port set to what it should be, with `nat_ports` for replies to `nat`."""
+    """Bring the whole port set to what it should be, with `nat_ports` for replies to `nat`.
+
+    And with the tables' `reply_ports`, for those to `local`.
+    """
     tables.nat_ports = nat_ports
     want = np.zeros(len(tables.ports), np.uint64)
     pairs = [pair for pair, count in tables.served.items() if count > 0]
+    pairs += tables.reply_ports
     for protocol, port in (*pairs, *((p, n) for p in Protocol for n in nat_ports)):
         word = (1024 if protocol is Protocol.UDP else 0) + (port >> 6)
         want[word] |= np.uint64(1 << (port & 63))

@@ -11,15 +11,20 @@ from shunt.lb.model import Service
 
 # So many services are changed before others on the event loop get a turn.
 BATCH = 50
+# At a start nobody waits; a portion's writes are done and forgotten before the next one's are made.
+FIRST = 2500
 
 
-def in_batches(tables: Tables, services: Mapping[str, Service], names: set[str]) -> list[list[str]]:
+def in_batches(
+    tables: Tables, services: Mapping[str, Service], names: set[str], size: int = BATCH
+) -> list[list[str]]:
     """Services to be changed together: first all between which a frontend moves.
 
     And those whose change may be refused: then nothing has changed.
     """
     together: set[str] = set()
-    for name in names & services.keys():
+    in_force = tables.placed or len(tables.frontends)
+    for name in names & services.keys() if in_force else ():
         service = services[name]
         for target in (target_name(name, p) for p in service.protocols()):
             if place := tables.placed.get(target):
@@ -34,5 +39,5 @@ def in_batches(tables: Tables, services: Mapping[str, Service], names: set[str])
             if svc and (own is None or own.svc != svc):
                 together |= {name, tables.name_of(svc).rpartition("/")[0]}
     rest = sorted(names - together)
-    batches = [rest[at : at + BATCH] for at in range(0, len(rest), BATCH)]
+    batches = [rest[at : at + size] for at in range(0, len(rest), size)]
     return [sorted(together), *batches] if together else batches

@@ -47,7 +47,7 @@ class Changes:
         if self._task is None:
             return
         if targets is None:
-            self._dirty |= self._known.keys() | self._configured().keys()
+            self._dirty |= self._known.keys() | self.node.services.keys()
         else:
             self._dirty |= {name.rpartition("/")[0] for name in targets}
         self._wake.set()
@@ -101,10 +101,6 @@ class Changes:
                       for b in backends.values()]  # fmt: skip
         return lines
 
-    def _configured(self) -> dict[str, object]:
-        assert self.node.configuration is not None
-        return {service.name: service for service in self.node.configuration.services}
-
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
@@ -122,14 +118,9 @@ class Changes:
             self._tell()
 
     def _compare(self, names: Iterable[str]) -> None:
-        assert self.node.configuration is not None
-        wanted = set(names)
-        for found in self.node.configuration.services:
-            if found.name in wanted:
-                wanted.discard(found.name)
-                self._differ(found.name, service_views.watched(self.node, found))
-        for name in wanted:
-            self._differ(name, None)
+        for name in dict.fromkeys(names):
+            found = self.node.services.get(name)
+            self._differ(name, service_views.watched(self.node, found) if found else None)
 
     def _differ(self, name: str, now: Seen | None) -> None:
         before = self._known.pop(name, None)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from shunt.agent.events import turned
 from shunt.agent.probes.attempt import Target
-from shunt.agent.probes.schedule import Prober
+from shunt.agent.probes.schedule import Prober, Ways
+from shunt.agent.starts import Key, Starts
 from shunt.lb.compile import Endpoint
 from shunt.lb.health import Health, Result, Rules, Turn
 from shunt.lb.model import Protocol, Service
@@ -18,7 +20,8 @@ from shunt.lb.standing import STEPS, Panic, SlowStarts, panic
 
 log = logging.getLogger("shunt")
 
-Key = tuple[str, Endpoint]  # service name, endpoint
+__all__ = ["Checks", "Key", "probe", "rules"]
+
 DATAGRAMS = ("dns", "udp")
 
 
@@ -29,30 +32,40 @@ class Checks:
     backend that is gone. `trouble` is the prober's.
     """
 
-    def __init__(self, turned: Callable[[str, Endpoint | None], None]) -> None:
+    def __init__(self, turned: Callable[[str, Endpoint | None], None], state: Path) -> None:
+        """`state` is the directory for what a later process is to know."""
         self._turned = turned
         self.health: Health[Key] = Health()
         self.slow: SlowStarts[Key] = SlowStarts()
+        self.starts = Starts(state, self.slow.begun)
         self.panic: dict[str, Panic] = {}
         self._services: Mapping[str, Service] = {}
         self._known: set[str] = set()  # services that were in force before
         self._steps: dict[Key, asyncio.TimerHandle] = {}
+        self._calming: dict[str, asyncio.TimerHandle | None] = {}  # None: for long enough
 
-    def start(self, trouble: Callable[[Key], str]) -> None:
+    def start(self, trouble: Callable[[Key], str], ways: Ways[Key]) -> None:
         """Begin, on the running event loop."""
-        self.prober: Prober[Key] = Prober(self._probed, trouble)
+        self.prober: Prober[Key] = Prober(self._probed, trouble, ways)
 
     def close(self) -> None:
         """Check nothing more."""
         self.prober.close()
+        self.starts.close()
         for step in self._steps.values():
             step.cancel()
         self._steps.clear()
+        for name in list(self._calming):
+            self._stay(name)
 
-    def recall(self, service: Service, endpoint: Endpoint, up: bool) -> None:
-        """What a predecessor knew."""
-        if service.health:
-            self.health.watch((service.name, endpoint), rules(service), time.monotonic(), up)
+    def recall(self, service: Service, endpoint: Endpoint, up: bool, began_s: float | None) -> None:
+        """What a predecessor knew: was it up, and when did its slow start begin, if it did."""
+        if not service.health:
+            return
+        key = service.name, endpoint
+        self.health.watch(key, rules(service), time.monotonic(), up)
+        if up and began_s is not None:
+            self._begin_slowly(key, service.health.slow_start_s, began_s)
 
     def watch(
         self,
@@ -76,7 +89,7 @@ class Checks:
                 self.health.watch(key, rules(service), now_s)
                 probes[key] = probe(service, key[1])
                 if added:
-                    self._begin_slowly(key, self._slow_start_s(name))
+                    self._begin_slowly(key, self._slow_start_s(name), now_s)
         for key in placed:
             owner = services.get(key[0])
             if key not in probes and owner is not None and owner.health:
@@ -90,7 +103,9 @@ class Checks:
             self._end_slowly(key)
         for name in self.panic.keys() - services.keys():
             del self.panic[name]
-        self._known = set(services)
+            self._stay(name)
+        self._known.update(services if names is None else names)
+        self._known.intersection_update(services)
         if names is None:
             self.prober.set_targets(probes)
         else:
@@ -113,8 +128,13 @@ class Checks:
         for service in services:
             if service.name not in failing:
                 continue
-            found = self._panic(service, counts)
+            ups = self._ups(service, counts)
+            found = panic(ups, service.health.panic_threshold) if service.health else None
             before = self.panic.get(service.name)
+            if found is None and before is not None and not self._calms(service, ups):
+                found = Panic(sum(ups), len(ups))
+            elif found is not None:
+                self._stay(service.name)
             if found is not None:
                 self.panic[service.name] = found
             else:
@@ -133,13 +153,39 @@ class Checks:
                 log.info("service %s panics no more", service.name)
         return changed
 
-    def _panic(self, service: Service, counts: Callable[[Key], bool]) -> Panic | None:
-        check = service.health
-        if check is None or not check.panic_threshold:
-            return None
+    def _ups(self, service: Service, counts: Callable[[Key], bool]) -> list[bool]:
+        """Which of the backends that count are up."""
         keys = [(service.name, Endpoint(b.address, b.port)) for b in service.backends]
-        ups = [self.health.is_up(key) for key in keys if counts(key)]
-        return panic(ups, check.panic_threshold)
+        return [self.health.is_up(key) for key in keys if counts(key)]
+
+    def _calms(self, service: Service, ups: Sequence[bool]) -> bool:
+        """Whether a panic ends for which there is no reason any more.
+
+        Not before all backends had time to show that they are well: the connections of those
+        whose turn comes later would be lost to the first one that is up.
+        """
+        name, check = service.name, service.health
+        if check is None or not check.panic_threshold or all(ups):
+            self._stay(name)
+            return True
+        if name not in self._calming:
+            wait_s = check.rise * check.interval_s * (1 + check.jitter) + check.timeout_s
+            loop = asyncio.get_running_loop()
+            self._calming[name] = loop.call_later(wait_s, self._calm, name)
+        if self._calming[name] is not None:
+            return False
+        del self._calming[name]
+        return True
+
+    def _calm(self, name: str) -> None:
+        self._calming[name] = None
+        self._turned(name, None)
+
+    def _stay(self, name: str) -> None:
+        """Whether it calms begins anew."""
+        timer = self._calming.pop(name, None)
+        if timer is not None:
+            timer.cancel()
 
     def is_up(self, key: Key) -> bool:
         """Whether a backend is treated as up, as far as health goes."""
@@ -158,7 +204,7 @@ class Checks:
             turned(service, endpoint, transition.turn, transition.reason)
             self._end_slowly(key)
             if transition.turn is Turn.UP:
-                self._begin_slowly(key, self._slow_start_s(service))
+                self._begin_slowly(key, self._slow_start_s(service), time.monotonic())
             self._turned(service, endpoint if transition.turn is Turn.GONE else None)
 
     # Slow start --------------------------------------------------------------------------------
@@ -167,14 +213,15 @@ class Checks:
         owner = self._services.get(service)
         return owner.health.slow_start_s if owner is not None and owner.health else 0.0
 
-    def _begin_slowly(self, key: Key, duration_s: float) -> None:
-        if duration_s:
-            self.slow.begin(key, time.monotonic(), duration_s)
+    def _begin_slowly(self, key: Key, duration_s: float, began_s: float) -> None:
+        if duration_s > time.monotonic() - began_s:
+            self.slow.begin(key, began_s, duration_s)
+            self.starts.changed()
             self._plan_step(key)
 
     def _plan_step(self, key: Key) -> None:
-        loop = asyncio.get_running_loop()
-        self._steps[key] = loop.call_later(self.slow.step_s(key), self._step, key)
+        wait_s = self.slow.next_s(key, time.monotonic())
+        self._steps[key] = asyncio.get_running_loop().call_later(wait_s, self._step, key)
 
     def _step(self, key: Key) -> None:
         if self.slow.tenths(key, time.monotonic()) < STEPS:
@@ -184,7 +231,10 @@ class Checks:
         self._turned(key[0], None)
 
     def _end_slowly(self, key: Key) -> None:
+        if key not in self.slow:
+            return
         self.slow.forget(key)
+        self.starts.changed()
         step = self._steps.pop(key, None)
         if step is not None:
             step.cancel()
@@ -205,5 +255,11 @@ def probe(service: Service, endpoint: Endpoint) -> Target:
     fit = [p.port for p in service.ports if p.protocol is wanted and p.port]
     port = check.port or endpoint.port or (fit or [p.port for p in service.ports])[0]
     return Target(
-        endpoint.address, port, check.interval_s, check.timeout_s, check.jitter, check.how
+        endpoint.address,
+        port,
+        check.interval_s,
+        check.timeout_s,
+        check.jitter,
+        check.how,
+        service.vips if check.via == "vip" else (),
     )

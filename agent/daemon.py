@@ -37,6 +37,8 @@ log = logging.getLogger("shunt")
 
 # Files are often written several at once; they are looked at together.
 COALESCE_S = 0.1
+# A file that is written in place is read when it is closed; after so long in any case.
+WRITING_MAX_S = 10.0
 # A round of the scan takes at most this share of the time.
 SCAN_SHARE = 0.1
 SCAN_EVERY_S = 1.0
@@ -48,10 +50,14 @@ class Daemon:
     def __init__(self, config: Path, services: Path, bpffs: Path, run: Path, state: Path) -> None:
         self.source = FileSource(config, services)
         self.bpffs, self.run_dir = bpffs, run
-        self.node = Node(bpffs)
+        self.node = Node(bpffs, state)
         self.metrics = Endpoint(self.node)
-        self.intent = Intent(self.node, self.source, Store(state), self._follow)
+        self.intent = Intent(self.node, self.source, Store(state), self._follow, self._settled)
         self._reload = asyncio.Event()
+        self._watch: Watch | None = None
+        self._written = asyncio.Event()  # nobody writes a file that we would read
+        self._written.set()
+        self._patience: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -76,6 +82,7 @@ class Daemon:
             await api.start(self.run_dir / "shunt.sock")
             await self._observe()
             loop = asyncio.get_running_loop()
+            self._watch = watch
             loop.add_reader(watch.fileno(), self._changed, watch)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
@@ -106,6 +113,9 @@ class Daemon:
         # All that is made now stays. Looking through it again and again, now and later, would take
         # as long as the rest does, and hold up the event loop for it.
         gc.disable()
+        # A thread reads files while the loop answers requests: at the usual 5 ms each of the loop's
+        # turns waits that long.
+        sys.setswitchinterval(0.001)
         self.intent.start()
         trim()
         gc.freeze()
@@ -125,6 +135,35 @@ class Daemon:
     def _changed(self, watch: Watch) -> None:
         if self.source.concerns(watch.read()):
             self._reload.set()
+        if not self.source.concerns(watch.writing):
+            self._all_written()
+            return
+        self._reload.set()
+        self._written.clear()
+        if self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(WRITING_MAX_S, self._lose_patience, watch)
+
+    def _lose_patience(self, watch: Watch) -> None:
+        names = ", ".join(sorted(path for path in watch.writing if self.source.concerns([path])))
+        log.warning("%s: not closed by its writer for %g s; read as it is", names, WRITING_MAX_S)
+        watch.writing.clear()
+        self._all_written()
+
+    def _all_written(self) -> None:
+        self._written.set()
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    async def _settled(self) -> bool:
+        """Wait until nobody writes what we would read; whether that took any time."""
+        if self._watch is not None:
+            self._changed(self._watch)
+        if self._written.is_set():
+            return False
+        await self._written.wait()
+        return True
 
     async def _reloading(self) -> None:
         while True:
@@ -132,6 +171,7 @@ class Daemon:
             await asyncio.sleep(COALESCE_S)
             self._reload.clear()
             await self.intent.load()
+            trim()
 
     async def _follow(self) -> None:
         """What comes after a change, or after one that was refused."""

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from shunt.agent.facts import BalancerFacts, DeviceFacts
-from shunt.agent.nexthops import NextHop, refuse_gateway
+from shunt.agent.nat_ports import overlap
+from shunt.agent.nexthops import NextHop
+from shunt.agent.reach import unfit
 from shunt.kern.netdev import XDP_ACT_BASIC, XDP_ACT_NDO_XMIT, Device
-from shunt.kern.netlink import pick
+from shunt.kern.netlink import pick, ports
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Configuration, IPAddress, Mode
 from shunt.xdp.attach import PROGRAM
 
 # What a client on the Internet sends at most.
 CLIENT_PACKET_MAX = 1500
+WANTED_BY_FEW = frozenset({"hook_compiler", "vlan", "bonding"})
 
 
 class Level(StrEnum):
@@ -71,7 +74,7 @@ def _features(facts: BalancerFacts) -> Iterator[Finding]:
             continue
         if feature.present:
             yield Finding(Level.OK, feature.name, feature.why)
-        elif feature.name == "hook_compiler":  # few want it
+        elif feature.name in WANTED_BY_FEW:
             what = f"{feature.what}; to change that: {feature.fix}"
             yield Finding(Level.OK, feature.name, what)
         else:
@@ -95,10 +98,12 @@ def _interfaces(facts: BalancerFacts, configuration: Configuration) -> Iterator[
                 "nothing is at the other end of the cable, or the other end is down",
                 f"ip link show dev {name}",
             )
-        if name in facts.devices:
+        if name in facts.devices and settings.xdp_mode != "off":
             yield from program_findings(facts.devices[name], PROGRAM, settings.xdp_mode)
-            yield from offload_findings(facts.devices[name])
-    generic = settings.xdp_mode == "generic"
+        for port in ports(link, facts.links):
+            if port.name in facts.devices:
+                yield from offload_findings(facts.devices[port.name])
+    generic = settings.xdp_mode in {"generic", "off"}
     for device in facts.devices.values() if not generic else ():
         yield from _delivery(device)
 
@@ -181,7 +186,7 @@ def _veth(facts: DeviceFacts) -> Iterator[Finding]:
             check,
             f"{name}'s other end, {where}, leaves work to whoever receives ({', '.join(wrong)})",
             "packets come unsegmented and without checksum, and would be forwarded broken",
-            _at(peer, f"ethtool -K {peer.link.name} tx off tso off gso off"),
+            at(peer, f"ethtool -K {peer.link.name} tx off tso off gso off"),
         )
     else:
         yield Finding(Level.OK, check, f"{name}'s other end, {where}, sends finished packets")
@@ -197,7 +202,7 @@ def _delivery(facts: DeviceFacts) -> Iterator[Finding]:
     elif device.link.kind == "veth":
         fix = "in the namespace of its other end: ethtool -K DEV gro on"
         if facts.peer is not None:
-            fix = _at(facts.peer, f"ethtool -K {facts.peer.link.name} gro on")
+            fix = at(facts.peer, f"ethtool -K {facts.peer.link.name} gro on")
         yield Finding(
             Level.ERROR,
             check,
@@ -217,17 +222,16 @@ def _delivery(facts: DeviceFacts) -> Iterator[Finding]:
 
 
 def _next_hops(facts: BalancerFacts, configuration: Configuration) -> Iterator[Finding]:
-    direct = {
-        backend.address
-        for service in configuration.services
-        if service.mode is Mode.DSR_L2
-        for backend in service.backends
-    }
+    modes: dict[IPAddress, set[Mode]] = {}
+    for service in configuration.services:
+        for backend in service.backends:
+            modes.setdefault(backend.address, set()).add(service.mode)
     good = 0
     for address, hop in sorted(facts.hops.items(), key=lambda item: item[0].packed):
         error = hop if isinstance(hop, ShuntError) else None
-        if isinstance(hop, NextHop) and address in direct:
-            error = refuse_gateway(address, hop)
+        if isinstance(hop, NextHop):
+            each = (unfit(mode, address, hop) for mode in sorted(modes.get(address, ())))
+            error = next(filter(None, each), None)
         if error is not None:
             yield Finding(Level.ERROR, f"backend {address}", error.what, error.why, error.fix)
         good += error is None
@@ -269,7 +273,8 @@ def _room(facts: BalancerFacts, configuration: Configuration) -> Iterator[Findin
 
 
 def _ports(facts: BalancerFacts, configuration: Configuration) -> Iterator[Finding]:
-    if not any(service.mode is Mode.NAT for service in configuration.services):
+    uses_nat = any(service.mode is Mode.NAT for service in configuration.services)
+    if not uses_nat and configuration.settings.masquerade is None:
         return
     low, high = configuration.settings.nat_port_min, configuration.settings.nat_port_max
     ours = facts.local_ports
@@ -283,6 +288,10 @@ def _ports(facts: BalancerFacts, configuration: Configuration) -> Iterator[Findi
             " health check could meet a client's translated flow",
             f"sysctl -w net.ipv4.ip_local_reserved_ports={_reserve(facts, low, high)}",
         )
+    elif error := overlap(
+        configuration.settings, configuration.services, facts.addresses, facts.listeners
+    ):
+        yield Finding(Level.WARN, "nat ports", error.what, error.why, error.fix)
     else:
         yield Finding(Level.OK, "nat ports", f"{low}-{high} are nobody else's")
 
@@ -314,7 +323,8 @@ def _vips(facts: BalancerFacts, configuration: Configuration) -> Iterator[Findin
         yield Finding(Level.OK, "vips", "no VIP is an address of this host")
 
 
-def _at(device: Device, command: str) -> str:
+def at(device: Device, command: str) -> str:
+    """The command, to be pasted here, for a device that may be in another namespace."""
     if not device.namespace:
         return command
     return f"nsenter --net=/run/netns/{device.namespace} {command}"

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
 from shunt.agent.tables import Placed
 from shunt.kern.maps import Map, Records
 from shunt.lb.compile import Target, mapped, unmapped
-from shunt.lb.model import IPAddress
+from shunt.lb.model import IPAddress, Service
+
+
+def answers(service: Service, vip: IPAddress, default: bool) -> bool:
+    """Whether a VIP of a service answers. An address of this host's own does that anyway."""
+    if any(vip in network for network in service.node):
+        return False
+    return default if service.echo is None else service.echo
 
 
 class Echo:
@@ -24,19 +30,19 @@ class Echo:
             unmapped(key["vip"].tobytes()): int(value["svc"])
             for key, value in zip(keys, values, strict=True)
         }
-        self._vips: dict[str, frozenset[IPAddress]] = {}  # for which a target answers
-        self._by_vip: dict[IPAddress, dict[str, int]] = defaultdict(dict)  # targets' service ids
+        self._vips: dict[str, tuple[IPAddress, ...]] = {}  # for which a target answers
+        self._by_vip: dict[IPAddress, tuple[str, ...]] = {}  # targets, by name
 
     def update(
         self,
         names: Iterable[str] | None,
         want: Mapping[str, Target],
         placed: Mapping[str, Placed],
-        answers: Callable[[str], bool],
+        answers: Callable[[str, IPAddress], bool],
     ) -> int:
         """Bring the map to what these targets want now (None: all). Returns how many changed.
 
-        `answers` says of a service whether it lets its VIPs answer. The first target of a VIP, by
+        `answers` says of a service whether it lets a VIP answer. The first target of a VIP, by
         name, is the one for which answers are counted.
 
         Raises: ShuntError if the map is full; some of the new ones may answer then.
@@ -46,37 +52,46 @@ class Echo:
             names = {*want, *self._vips}
             touched |= self.there.keys()
         for name in names:
-            target, before = want.get(name), self._vips.pop(name, frozenset[IPAddress]())
+            target, before = want.get(name), self._vips.pop(name, ())
             for vip in before:
-                self._by_vip[vip].pop(name, None)
-            if target and answers(name.rpartition("/")[0]) and any(m.up for m in target.members):
-                now = self._vips[name] = frozenset(f.vip for f in target.frontends)
+                self._by_vip[vip] = tuple(n for n in self._by_vip[vip] if n != name)
+            if target and any(m.up for m in target.members):
+                service = name.rpartition("/")[0]
+                vips = {f.vip for f in target.frontends}
+                now = self._vips[name] = tuple(vip for vip in vips if answers(service, vip))
                 for vip in now:
-                    self._by_vip[vip][name] = placed[name].svc
-                touched |= now
-            touched |= before
-        return sum(self._sync(vip) for vip in touched)
+                    self._by_vip[vip] = tuple(sorted((*self._by_vip.get(vip, ()), name)))
+                touched.update(now)
+            touched.update(before)
+        return self._sync(touched, placed)
 
-    def _sync(self, vip: IPAddress) -> bool:
-        """Whether anything changed."""
-        who = self._by_vip.get(vip)
-        svc = who[min(who)] if who else None
-        if not who:
-            self._by_vip.pop(vip, None)
-        if self.there.get(vip) == svc:
-            return False
-        key = self._key(vip)
-        if svc is None:
-            self._table.delete(key)
-            del self.there[vip]
-        else:
-            value = self._table.new_values(1)
-            value["svc"] = svc
-            self._table.update(key, value)
-            self.there[vip] = svc
-        return True
+    def _sync(self, touched: Iterable[IPAddress], placed: Mapping[str, Placed]) -> int:
+        """How many changed."""
+        gone: list[IPAddress] = []
+        new: dict[IPAddress, int] = {}
+        for vip in touched:
+            who = self._by_vip.get(vip)
+            svc = placed[who[0]].svc if who else None
+            if not who:
+                self._by_vip.pop(vip, None)
+            if self.there.get(vip) == svc:
+                continue
+            if svc is None:
+                gone.append(vip)
+            else:
+                new[vip] = svc
+        if gone:
+            self._table.delete_many(self._keys(gone))
+            for vip in gone:
+                del self.there[vip]
+        if new:
+            values = self._table.new_values(len(new))
+            values["svc"] = list(new.values())
+            self._table.update_many(self._keys(new), values)
+            self.there |= new
+        return len(gone) + len(new)
 
-    def _key(self, vip: IPAddress) -> Records:
-        key = self._table.new_keys(1)
-        key["vip"] = np.frombuffer(mapped(vip), np.uint8)
-        return key
+    def _keys(self, vips: Collection[IPAddress]) -> Records:
+        keys = self._table.new_keys(len(vips))
+        keys["vip"] = np.frombuffer(b"".join(map(mapped, vips)), np.uint8).reshape(-1, 16)
+        return keys

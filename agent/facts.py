@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from shunt.agent.nat_ports import listeners
 from shunt.agent.nexthops import NextHop, decide, unresolved
 from shunt.kern import features, links, neighbours, netdev
 from shunt.kern.features import Feature
 from shunt.kern.netdev import Device
-from shunt.kern.netlink import InterfaceAddress, Link, Netlink, Route, RouteEntry
+from shunt.kern.netlink import InterfaceAddress, Link, Netlink, Route, RouteEntry, ports
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Configuration, IPAddress
+from shunt.lb.model import Configuration, IPAddress, Protocol
 
 # Of the documentation prefixes (RFC 5737, RFC 3849), for "any client". Asking sends nothing.
 ANY_CLIENT: Mapping[int, IPAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8::1")}
@@ -46,6 +47,7 @@ class BalancerFacts:
     hops: Mapping[IPAddress, NextHop | ShuntError]  # by backend
     local_ports: range
     reserved_ports: frozenset[int] = frozenset()
+    listeners: frozenset[tuple[Protocol, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,10 @@ def gather_balancer(configuration: Configuration) -> BalancerFacts:
         backends = {b.address for service in configuration.services for b in service.backends}
         hops = {address: _hop(netlink, by_index, address) for address in backends}
         names = set(configuration.settings.interfaces)
-        names |= {hop.device for hop in hops.values() if isinstance(hop, NextHop)}
+        # Frames leave by what is below a VLAN device.
+        out_by = {h.port or h.ifindex for h in hops.values() if isinstance(h, NextHop)}
+        used = [link for link in by_index.values() if link.name in names or link.ifindex in out_by]
+        names |= {part.name for link in used for part in (link, *ports(link, by_index))}
         return BalancerFacts(
             features=tuple(features.probe_all()),
             links=by_index,
@@ -77,6 +82,7 @@ def gather_balancer(configuration: Configuration) -> BalancerFacts:
             hops=hops,
             local_ports=_port_range(read_sysctl("net.ipv4.ip_local_port_range")),
             reserved_ports=_ports(read_sysctl("net.ipv4.ip_local_reserved_ports")),
+            listeners=listeners(),
         )
 
 

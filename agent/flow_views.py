@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shunt.agent.nat_expiry import BROKEN, ENDED
 from shunt.agent.node import Node
 from shunt.agent.samples import describe
 from shunt.agent.service_views import Json, names
@@ -55,13 +56,14 @@ async def flows(node: Node, service: str | None, limit: int) -> Json:
 
 
 async def translations(node: Node, service: str | None, limit: int) -> Json:
-    """Flows of mode nat, from the client's side, in no order. `more`: there are more."""
+    """Flows of modes nat and local, from the client's side, in no order. `more`: there are more."""
     closing = states_of(node)["CLOSING"]
 
     def batches() -> Iterator[_Batch]:
         for keys, values in node.tables.maps["nat_fwd"].batches(BATCH):
             ids = (values["word"] & _ID).astype(np.intp)
-            state = np.where(values["closed"] != 0, closing, values["state"])
+            over = (values["closed"] != 0) | (values["track"] & (ENDED | BROKEN) != 0)
+            state = np.where(over, closing, values["state"])
             seen = values["seen_ns"].astype(np.int64)
             yield _Batch(keys, values, values["svc"].astype(np.intp), ids, state, seen)
 

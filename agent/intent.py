@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -39,10 +39,19 @@ class Intent:
     """The sources, and the node that does what they say."""
 
     def __init__(
-        self, node: Node, files: FileSource, store: Store, follow: Callable[[], Awaitable[None]]
+        self,
+        node: Node,
+        files: FileSource,
+        store: Store,
+        follow: Callable[[], Awaitable[None]],
+        settled: Callable[[], Awaitable[bool]],
     ) -> None:
-        """`follow` is awaited after each change: for what does not belong to forwarding."""
-        self.node, self.files, self.store, self.follow = node, files, store, follow
+        """`follow` is awaited after each change: for what does not belong to forwarding.
+
+        `settled` is awaited before files are read, and says whether one was just being written.
+        """
+        self.node, self.files, self.store = node, files, store
+        self.follow, self.settled = follow, settled
         self._state = State()
         self._changing = asyncio.Lock()
 
@@ -66,7 +75,7 @@ class Intent:
         async with self._changing:
             self.node.counts.reloads += 1
             try:
-                loaded = await asyncio.to_thread(self.files.merged, self._state, self._in_force())
+                loaded = await self._merged(self._state, self._in_force())
                 await self._put(loaded, self._state.services)
             except ConfigErrors as e:
                 in_force = f"the running configuration (generation {self.node.generation})"
@@ -78,6 +87,30 @@ class Intent:
                 return []
             await self.follow()
             return self.node.errors
+
+    async def _merged(
+        self,
+        state: State,
+        must: Collection[str],
+        newest: tuple[Draft, Problems] | None = None,
+    ) -> Loaded:
+        """The files with services of the API; no file while somebody writes it.
+
+        Raises: as `FileSource.merged`.
+        """
+        await self.settled()
+        while True:
+            error: ConfigErrors | None = None
+            try:
+                loaded = await asyncio.to_thread(self.files.merged, state, must, newest)
+            except ConfigErrors as e:
+                error = e
+            # Errors of a newest one are noted once.
+            if newest is None and await self.settled():
+                continue
+            if error is not None:
+                raise error
+            return loaded
 
     def _refuse(self, errors: list[str]) -> None:
         self.node.errors = errors
@@ -110,9 +143,7 @@ class Intent:
                 raise AssertionError("a service that is none has no error")
             # What others have is as told as what is wrong in itself: all at once.
             draft = Draft(reader, (), msgspec.structs.replace(entry, name=name))
-            loaded = await asyncio.to_thread(
-                self.files.merged, self._state, self._in_force() - {name}, (draft, problems)
-            )
+            loaded = await self._merged(self._state, self._in_force() - {name}, (draft, problems))
             if errors := loaded.aside.get(name):
                 raise (Overruled if name in loaded.overruled else ConfigErrors)(errors)
             new = name not in self._state.services
@@ -131,7 +162,7 @@ class Intent:
                 raise self._not_ours(name)
             services = {n: s for n, s in self._state.services.items() if n != name}
             state = State(services, self._state.vips)
-            loaded = await asyncio.to_thread(self.files.merged, state, self._in_force() - {name})
+            loaded = await self._merged(state, self._in_force() - {name})
             await self._put(loaded, services)
             log.info("service %s of the API is removed", name)
 

@@ -13,7 +13,9 @@ from shunt.agent.metric_families import Family, Sample, one
 from shunt.agent.node import Node
 from shunt.agent.service_views import names
 from shunt.kern.maps import memory_bytes
+from shunt.kern.objects import Program
 from shunt.kern.programs import Runs, runs
+from shunt.xdp import hooks
 
 STATUS = Path("/proc/self/status")
 
@@ -29,6 +31,31 @@ def _counted(enum: str, prefix: str, map_name: str, field: str) -> Callable[[Nod
     return read
 
 
+def _fallbacks(node: Node) -> list[Sample]:
+    return one(views.events(node).get("FIB_FALLBACK", 0))
+
+
+def _hooks(node: Node) -> list[Sample]:
+    return [
+        ((hook.name, hook.position, answer), float(packets))
+        for hook in hooks.listing(node.datapath.bpffs)
+        for answer, packets in (
+            ("passed", hook.passed),
+            ("dropped", hook.dropped),
+            ("marked", sum(hook.marked.values())),
+            ("invalid", hook.invalid),
+        )
+    ]
+
+
+def _marks(node: Node) -> list[Sample]:
+    return [
+        ((hook.name, hook.position, str(mark)), float(packets))
+        for hook in hooks.listing(node.datapath.bpffs)
+        for mark, packets in hook.marked.items()
+    ]
+
+
 def _undelivered(node: Node) -> list[Sample]:
     return [
         ((loss.interface, loss.kind.lower(), loss.error), loss.frames)
@@ -37,7 +64,14 @@ def _undelivered(node: Node) -> list[Sample]:
 
 
 def _attached(node: Node) -> list[Sample]:
-    return [((i["name"], i["mode"]), float(i["attached"])) for i in views.interfaces(node)]
+    shown = (i for i in views.interfaces(node) if i["xdp"] != "off")
+    return [((i["name"], i["mode"]), float(i["attached"])) for i in shown]
+
+
+def _translating(node: Node) -> list[Sample]:
+    if not node.translating.needed:
+        return []
+    return [((i["name"],), float(i["tc"] != "none")) for i in views.interfaces(node)]
 
 
 def _backends(node: Node) -> list[Sample]:
@@ -86,9 +120,18 @@ def _memory(node: Node) -> list[Sample]:
     return [((name,), memory_bytes(m.fd)) for name, m in node.tables.maps.items()]
 
 
+def _ports_used(node: Node) -> list[Sample]:
+    last, ports = node.scanner.last, len(node.tables.nat_ports)
+    return one(last.ports.busiest()[1] / ports) if last and ports else []
+
+
+def _loaded(node: Node) -> list[Program]:
+    return node.datapath.programs + node.sockets.programs + node.observing.programs()
+
+
 def _programs(value: Callable[[Runs], float]) -> Callable[[Node], Iterator[Sample]]:
     def read(node: Node) -> Iterator[Sample]:
-        for program in node.datapath.programs + node.observing.programs():
+        for program in _loaded(node):
             yield (program.name,), value(runs(program.fd))
 
     return read
@@ -124,6 +167,14 @@ NODE = (
     Family("shunt_backends", "gauge", ("state",), "Backends, once for each service.", _backends),
     Family("shunt_interface_attached", "gauge", ("interface", "mode"),
            "1 if the program is attached.", _attached),
+    Family("shunt_sockets_attached", "gauge", ("scope",),
+           "1 if calls of this host's sockets are translated.",
+           lambda n: [((n.sockets.scope,), float(n.sockets.attached()))]),
+    Family("shunt_socket_calls_total", "counter", ("reason",),
+           "connect() and sendmsg() with an address, by what became of it.",
+           lambda n: [((r.lower(),), times) for r, times in n.sockets.reasons().items()]),
+    Family("shunt_tc_attached", "gauge", ("interface",),
+           "1 if the TC programs are attached; absent while no service needs them.", _translating),
     Family("shunt_packets_total", "counter", ("reason",),
            "Packets by why they left the program as they did.",
            _counted("reason", "REASON_", "reasons", "packets")),
@@ -146,6 +197,9 @@ NODE = (
     Family("shunt_nat_pairs", "gauge", (), "Translations, at the last scan.", _scanned("nat")),
     Family("shunt_nat_pairs_limit", "gauge", (), "How many the tables hold.",
            lambda n: one(n.tables.maps["nat_fwd"].spec.entries)),
+    Family("shunt_nat_ports_used_ratio", "gauge", (),
+           "Share of nat's ports taken towards the busiest destination, at the last scan.",
+           _ports_used),
     Family("shunt_scan_age_seconds", "gauge", (), "Since the last scan of the flows began.",
            _scan_age),
     Family("shunt_map_used", "gauge", ("map",), "Elements in use.", _fill("used")),
@@ -156,6 +210,13 @@ NODE = (
            _memory),
     Family("shunt_nexthop_problems", "gauge", (), "Backends' addresses without a way to them.",
            lambda n: one(len(n.nexthops.problems()))),
+    Family("shunt_fib_fallback_packets_total", "counter", (),
+           "Packets that asked the kernel's routes, since their next hop was not resolved.",
+           _fallbacks),
+    Family("shunt_hook_packets_total", "counter", ("hook", "position", "answer"),
+           "Packets by what a user's hook answered, since it was loaded.", _hooks),
+    Family("shunt_hook_marked_packets_total", "counter", ("hook", "position", "mark"),
+           "Of the marked ones, those with each mark.", _marks),
     Family("shunt_program_runs_total", "counter", ("program",),
            "Runs of a program while the kernel's statistics were on.",
            _programs(lambda r: r.count)),

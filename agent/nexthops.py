@@ -103,17 +103,6 @@ def unresolved(address: IPAddress, hop: NextHop, neighbour: Neighbour | None) ->
     )
 
 
-def refuse_gateway(address: IPAddress, hop: NextHop) -> ShuntError | None:
-    """The error of a backend in mode dsr-l2 that is not on a link of this host."""
-    if not hop.gateway:
-        return None
-    return ShuntError(
-        f"backend {address} is behind the gateway {hop.via}, out of dsr-l2's reach",
-        why="dsr-l2 changes the MAC alone: a gateway would route the packet to the VIP again",
-        fix="put the backend on the same link, or use mode dsr-ipip",
-    )
-
-
 def shared(hops: Iterable[NextHop]) -> dict[tuple[int, IPAddress, IPAddress | None], NextHop]:
     """One next hop for each key. Of different routes' MTUs the smallest holds for all."""
     found: dict[tuple[int, IPAddress, IPAddress | None], NextHop] = {}
@@ -151,6 +140,7 @@ class NextHops:
         self._sorted: dict[int, list[IPAddress]] | None = None
         self._neighbours: dict[tuple[int, IPAddress], Neighbour | None] = {}
         self._users: dict[tuple[int, IPAddress], set[IPAddress]] = {}
+        self._without: set[IPAddress] = set()  # those that have none
         self._dirty: set[IPAddress] = set()
         self._refused: set[IPAddress] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -191,10 +181,10 @@ class NextHops:
         for address in gone:
             self._unuse(address)
             self._refused.discard(address)
+            self._without.discard(address)
             del self._current[address]
-        new = [address for address in new if address not in self._current]
-        if new:
-            self._current.update(self._resolve(new, self._netlink.links()))
+        if new := set(new).difference(self._current):
+            self._current.update(self._resolve(list(new), self._netlink.links()))
         if new or gone:
             self._sorted = None
         self._release_unused()
@@ -206,6 +196,11 @@ class NextHops:
     def get(self, address: IPAddress) -> NextHop | ShuntError | None:
         """The same for one address; None if it is not wanted."""
         return self._current.get(address)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every wanted address has a next hop."""
+        return not self._without
 
     def problems(self) -> dict[IPAddress, ShuntError]:
         """What is wrong with whom: no way, or a neighbour that does not answer."""
@@ -255,7 +250,7 @@ class NextHops:
         users = self._users.get(key)
         if not users:
             return []
-        if event.gone or _not_kept(neighbour):
+        if event.gone or not neighbour.kept:
             # The kernel no longer looks after it: it must be asked to again.
             self._neighbours.pop(key, None)
             self._dirty |= users
@@ -311,7 +306,7 @@ class NextHops:
         for address in wanted:
             self._unuse(address)
         changed = []
-        for address, after in self._resolve(wanted, links):
+        for address, after in self._resolve(wanted, links).items():
             before, self._current[address] = self._current[address], after
             if isinstance(before, ShuntError) and isinstance(after, ShuntError):
                 differs = str(before) != str(after)
@@ -323,19 +318,21 @@ class NextHops:
 
     def _resolve(
         self, addresses: Sequence[IPAddress], links: Mapping[int, Link]
-    ) -> list[tuple[IPAddress, NextHop | ShuntError]]:
+    ) -> dict[IPAddress, NextHop | ShuntError]:
         """The next hop of each address. Those behind one gateway share one object."""
-        found: list[tuple[IPAddress, NextHop | ShuntError]] = []
-        behind: dict[Answer, NextHop] = {}
+        found: dict[IPAddress, NextHop | ShuntError] = {}
+        # By the identity of an answer, which is held beside it: its own hash takes too long.
+        behind: dict[int, tuple[Answer, NextHop, set[IPAddress]]] = {}
         for address, answer in self._routes.ask(addresses):
-            hop: NextHop | ShuntError | None = behind.get(answer)
-            if isinstance(hop, NextHop):
-                self._users[hop.ifindex, hop.via].add(address)
-            else:
-                hop = self._resolve_one(address, answer, links)
-                if answer.gateway is not None and isinstance(hop, NextHop):
-                    behind[answer] = hop
-            found.append((address, hop))
+            if known := behind.get(id(answer)):
+                found[address] = known[1]
+                known[2].add(address)
+                continue
+            hop = found[address] = self._resolve_one(address, answer, links)
+            if answer.gateway is not None and isinstance(hop, NextHop):
+                behind[id(answer)] = answer, hop, self._users[hop.ifindex, hop.via]
+        self._without.difference_update(found)
+        self._without.update(a for a, hop in found.items() if isinstance(hop, ShuntError))
         return found
 
     def _resolve_one(
@@ -359,14 +356,15 @@ class NextHops:
         if isinstance(hop, ShuntError):
             return hop
         key = hop.ifindex, hop.via
-        if self._neighbours.get(key) is None:
+        # Asked for without a carrier, it would go on failing for seconds once that is back.
+        if self._neighbours.get(key) is None and route.link.carrier:
             try:
                 self._neighbours[key] = neighbours.keep(self._netlink, *key)
             except OSError as error:
                 self._refused.add(address)
                 return _refused(f"the kernel does not look for {hop.via} on {hop.device}", error)
         self._users.setdefault(key, set()).add(address)
-        return decide(route, self._neighbours[key])
+        return decide(route, self._neighbours.get(key))
 
     def _unuse(self, address: IPAddress) -> None:
         hop = self._current[address]
@@ -383,17 +381,8 @@ class NextHops:
         self._left_over.clear()
 
 
-def _not_kept(neighbour: Neighbour) -> bool:
-    lasting = neighbours.NUD_PERMANENT | neighbours.NUD_NOARP
-    return not neighbour.managed and not neighbour.state & lasting
-
-
 def _refused(what: str, error: OSError) -> ShuntError:
     if error.errno == errno.ENOBUFS:
-        return ShuntError(
-            what,
-            why="the neighbour table is full",
-            fix="sysctl -w net.ipv4.neigh.default.gc_thresh3=8192"
-            " net.ipv6.neigh.default.gc_thresh3=8192",
-        )
+        fix = "sysctl -w net.ipv{4,6}.neigh.default.gc_thresh3=8192"
+        return ShuntError(what, why="the neighbour table is full", fix=fix)
     return ShuntError(what, why=f"{error.strerror} (errno {error.errno})", fix="see `ip neigh`")

@@ -10,75 +10,55 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from shunt.agent.apply import Applier, sync_ports
-from shunt.agent.batches import in_batches
+from shunt.agent.apply import Applier
+from shunt.agent.batches import BATCH, FIRST, in_batches
 from shunt.agent.checks import Checks, Key
-from shunt.agent.echo import Echo
+from shunt.agent.echo import Echo, answers
+from shunt.agent.fixed import check_change
 from shunt.agent.flush import flush
-from shunt.agent.nexthops import NextHop, NextHops, refuse_gateway
+from shunt.agent.nat_ports import overlap_here
+from shunt.agent.nexthops import NextHop, NextHops
 from shunt.agent.observing import Observing
+from shunt.agent.own_addresses import OwnAddresses
 from shunt.agent.plan import Planner
+from shunt.agent.reach import PARTICULAR, unfit
 from shunt.agent.scan import Scanner
 from shunt.agent.tables import Tables
+from shunt.agent.translating import Translating, nat_ports
 from shunt.agent.upkeep import Upkeep
 from shunt.agent.wiring import Wiring
+from shunt.agent.wishes import Counts, Wish
 from shunt.agent.writes import ClearBackend
 from shunt.kern.rcu import synchronize
-from shunt.lb.compile import (
-    Condition,
-    Endpoint,
-    Target,
-    differing,
-    target_name,
-    targets,
-)
+from shunt.lb.compile import Condition, Endpoint, Target, differing, target_name, targets
 from shunt.lb.errors import ShuntError
 from shunt.lb.lookup import find_backend, find_service
-from shunt.lb.model import Configuration, IPAddress, Mode, Protocol, Service
+from shunt.lb.model import Configuration, IPAddress, Mode, Protocol, Service, Settings
+from shunt.sockops.attach import Sockets
 from shunt.xdp.attach import Datapath
 
 log = logging.getLogger("shunt")
 
 WEIGHT_MAX = 65535
-
-
-@dataclass
-class Wish:
-    """What the operator asked for at run time."""
-
-    drained: bool = False
-    weight: int = 0  # 0: as configured
-
-
-@dataclass
-class Counts:
-    """Of this process."""
-
-    reloads: int = 0
-    refused: int = 0
-    writes: int = 0
-    apply_s: float = 0.0  # of the last one
-    read_s: float = 0.0  # of the files, at the start
-    first_apply_s: float = 0.0  # from then on until all was in force
-    started_s: float = field(default_factory=time.monotonic)
+_UP, _DOWN = Condition(), Condition(up=False)
 
 
 class Node:
     """Everything between a checked configuration and the maps."""
 
-    def __init__(self, bpffs: Path) -> None:
+    def __init__(self, bpffs: Path, state: Path) -> None:
         self.datapath = Datapath(bpffs)
+        self.sockets = Sockets(bpffs)
         self.configuration: Configuration | None = None
         self.generation = 0
         self.errors: list[str] = []  # of the newest configuration, if it was refused
         self.origins: dict[str, str] = {}  # service: "FILE:LINE", or "api"
         self.aside: dict[str, list[str]] = {}  # services of the API that are not in force, and why
-        self.checks = Checks(self._turned)
+        self.checks = Checks(self._turned, state)
         self.health = self.checks.health
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()
@@ -86,7 +66,8 @@ class Node:
         self.want: dict[str, Target] = {}
         self.on_change: Callable[[Iterable[str] | None], None] = lambda _targets: None
         self._gone: set[tuple[str, Endpoint]] = set()
-        self._services: dict[str, Service] = {}  # of the configuration, by name
+        self.services: dict[str, Service] = {}  # by name; with this host's addresses in them
+        self._particular: dict[str, Mode] = {}  # those that do not do with every next hop
         self._unsure = False  # whether what is in force is the configuration before, as a whole
 
     def start(self, configuration: Configuration) -> None:
@@ -101,18 +82,24 @@ class Node:
         self.applier = Applier(self.tables, time.monotonic_ns, self.wiring.index_of)
         self.scanner = Scanner(self.tables)
         self.echo = Echo(self.datapath.maps["echo"])
+        self.own = OwnAddresses(self._addresses_changed, self.observing.troubles)
         self.nexthops = NextHops(self._hops_changed, macs_changed=lambda: self.upkeep.wire(()))
-        self.upkeep = Upkeep(self.tables, self.checks, self.nexthops, self.wiring)
+        self.translating = Translating(self.datapath, self.tables, self.own)
+        self.upkeep = Upkeep(
+            self.tables, self.checks, self.nexthops, self.wiring, self.observing.troubles
+        )
         self.prober = self.checks.prober
         self.generation = int(self.tables.meta["generation"][0])
         self._recall(configuration)
         self.configure(configuration)
         self.nexthops.start()
+        self.own.start()
 
     def _recall(self, configuration: Configuration) -> None:
         """What a predecessor knew of each backend: failing, drained, its weight."""
         flag = self.tables.flag
         services = {s.name: s for s in configuration.services}
+        starts = self.checks.starts.read()
         for name, place in self.tables.placed.items():
             service = name.rpartition("/")[0]
             for endpoint, i in place.backends.items():
@@ -122,7 +109,8 @@ class Node:
                 if flags & flag.drained or weight:
                     self.wishes[key] = Wish(bool(flags & flag.drained), weight)
                 if service in services:
-                    self.checks.recall(services[service], endpoint, bool(flags & flag.up))
+                    up = bool(flags & flag.up)
+                    self.checks.recall(services[service], endpoint, up, starts.get(key))
 
     def configure(self, configuration: Configuration) -> None:
         """Put a new configuration in force.
@@ -141,7 +129,7 @@ class Node:
         """
         before = self.configuration
         if before is not None:
-            self._check_change(before, configuration)
+            check_change(before.settings, configuration.settings)
         try:
             yield from self._put(configuration)
         except ShuntError:
@@ -156,37 +144,49 @@ class Node:
 
     def _put(self, configuration: Configuration) -> Iterator[None]:
         before, self.configuration = self.configuration, configuration
-        self._services = {service.name: service for service in configuration.services}
+        services_before, self.services = self.services, self.own.resolved(configuration.services)
+        self._particular = {n: s.mode for n, s in self.services.items() if s.mode in PARTICULAR}
         settings = configuration.settings
         changed = before is None or before.settings != settings
         if before is not None and changed:
             self.datapath.load(settings)
+        self.translating.prepare(configuration, anew=changed)
         names: set[str] | None = None
         if before is not None and not self._unsure and before.settings.echo == settings.echo:
-            names = differing(before.services, configuration.services)
+            names = differing(services_before.values(), self.services.values())
+        size = BATCH
+        if before is None and self.services and self._is_fresh():
+            names, size = set(self.services), FIRST
         self._unsure = True  # until all of it is in force: after an error everything is looked at
-        for some in [None] if names is None else in_batches(self.tables, self._services, names):
-            self.upkeep.watch(self._services, some)
+        for some in (
+            [None] if names is None else in_batches(self.tables, self.services, names, size)
+        ):
+            self.upkeep.watch(self.services, some)
             self.upkeep.wire(None if some is None else ())
             self.reconcile(some and [target_name(name, p) for name in some for p in Protocol])
             if not changed:  # a program that was loaded is attached before anything else happens
                 yield
         self._unsure = False
-        uses_nat = any(s.mode is Mode.NAT for s in configuration.services)
-        last = settings.nat_port_max if uses_nat else settings.nat_port_min - 1
-        sync_ports(self.tables, range(settings.nat_port_min, last + 1))
+        self.upkeep.detour.follow(configuration)
+        self.translating.settle(configuration)
+        uses_ports = len(nat_ports(configuration)) > 0
+        self.observing.tell("nat ports", overlap_here(configuration) if uses_ports else None)
         if changed:
-            self.datapath.attach(settings.interfaces, settings.xdp_mode)
+            self._attach(settings)
 
-    def _check_change(self, before: Configuration, after: Configuration) -> None:
-        for name in ("limits", "hash_seed", "xdp_mode"):
-            old, new = getattr(before.settings, name), getattr(after.settings, name)
-            if old != new:
-                raise ShuntError(
-                    f"{name} can't change while shuntd runs",
-                    f"it is {old}, and the file now says {new}",
-                    "restart shuntd for it (packets go on meanwhile), or put it back",
-                )
+    def _attach(self, settings: Settings) -> None:
+        self.datapath.attach(settings.interfaces, settings.xdp_mode)
+        self.observing.troubles.pop("sockets", None)
+        try:
+            self.sockets.follow(settings, self.datapath.maps)
+        except ShuntError as e:  # packets are balanced all the same
+            self.observing.troubles["sockets"] = e
+            log.warning("%s", e)
+
+    def _is_fresh(self) -> bool:
+        """Whether the maps are as they were made: there is nothing to compare with."""
+        t = self.tables
+        return not (t.placed or t.stale_frontends or t.source_sets.there or self.echo.there)
 
     def swap_programs(self) -> None:
         """Load the program anew from its file, on the same maps, and swap every interface to it.
@@ -194,9 +194,9 @@ class Node:
         Raises: ShuntError; the program before goes on.
         """
         assert self.configuration is not None
-        settings = self.configuration.settings
-        self.datapath.load(settings)
-        self.datapath.attach(settings.interfaces, settings.xdp_mode)
+        self.datapath.load(self.configuration.settings)
+        self.translating.prepare(self.configuration, anew=True)
+        self._attach(self.configuration.settings)
 
     # Deciding --------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Node:
         """What is known of a target's backend beyond its configuration."""
         up = self.obstacle(name, endpoint) is None
         if not self.wishes and not len(self.health):  # the case of many backends
-            return Condition() if up else Condition(up=False)
+            return _UP if up else _DOWN
         key = name.rpartition("/")[0], endpoint
         wish = self.wishes.get(key, Wish())
         up = up and self.checks.is_up(key)
@@ -218,14 +218,16 @@ class Node:
 
     def obstacle(self, name: str, endpoint: Endpoint) -> ShuntError | None:
         """Why no packet can be sent to a backend at all, health aside."""
+        if self.nexthops.complete and not self._particular:
+            return None
         hop = self.nexthops.get(endpoint.address)
-        if isinstance(hop, ShuntError):
-            return hop
-        if isinstance(hop, NextHop) and hop.gateway:
-            service = self._services.get(name.rpartition("/")[0])
-            if service is not None and service.mode is Mode.DSR_L2:
-                return refuse_gateway(endpoint.address, hop)
-        return None
+        if hop is None:
+            return None
+        owner = name.rpartition("/")[0]
+        if isinstance(hop, NextHop):
+            return unfit(self._particular.get(owner), endpoint.address, hop)
+        service = self.services.get(owner)
+        return None if service and service.mode is Mode.LOCAL else hop  # the stack knows the way
 
     def reconcile(self, only: Iterable[str] | None = None) -> int:
         """Compile, plan, apply: all targets, or those of `only`. Returns how many writes it took.
@@ -235,11 +237,11 @@ class Node:
         began = time.monotonic()
         names = None if only is None else set(only)
         if names is None:
-            self.checks.judge(self._services.values(), self._counts)
-            want = targets(self._services.values(), self.condition)
+            self.checks.judge(self.services.values(), self._counts)
+            want = targets(self.services.values(), self.condition)
         else:
             owners = {name.rpartition("/")[0] for name in names}
-            some = [self._services[name] for name in owners if name in self._services]
+            some = [self.services[name] for name in owners if name in self.services]
             self.checks.judge(some, self._counts)
             want = targets(some, self.condition)
         writes = self.planner.plan(
@@ -272,10 +274,9 @@ class Node:
         names = [target_name(service, p) for service in services for p in Protocol]
         return [n for n in names if n in self.want or n in self.tables.placed]
 
-    def _answers_echo(self, service: str) -> bool:
+    def _answers_echo(self, service: str, vip: IPAddress) -> bool:
         assert self.configuration is not None
-        own = self._services[service].echo
-        return self.configuration.settings.echo if own is None else own
+        return answers(self.services[service], vip, self.configuration.settings.echo)
 
     # Events ----------------------------------------------------------------------------------
 
@@ -285,7 +286,7 @@ class Node:
         svcs = np.unique(t.backends["svc"][t.at(addresses)]).tolist()
         touched = {name for name in map(t.name_of, svcs) if name in self.want}
         owners = {name.rpartition("/")[0] for name in touched}
-        services = [self._services[name] for name in owners if name in self._services]
+        services = [self.services[name] for name in owners if name in self.services]
         panicking = self.checks.judge(services, self._counts)
         only = {
             name
@@ -299,13 +300,22 @@ class Node:
         if only:
             self.try_reconcile(only)
 
-    def try_reconcile(self, only: Iterable[str]) -> None:
-        """Reconcile where nobody waits for an answer: a full table is logged."""
+    def _addresses_changed(self) -> None:
+        assert self.configuration is not None
+        self.translating.follow(self.configuration)
+        before, self.services = self.services, self.own.resolved(self.configuration.services)
+        if names := differing(before.values(), self.services.values()):
+            self._unsure |= not self.try_reconcile(self._targets_of(*names))
+
+    def try_reconcile(self, only: Iterable[str]) -> bool:
+        """Reconcile where nobody waits for an answer: a full table is logged, and False."""
         try:
             self.reconcile(only)
         except ShuntError as e:
             self.counts.refused += 1
             log.error("%s", e)
+            return False
+        return True
 
     def _turned(self, service: str, gone: Endpoint | None) -> None:
         """A backend's health or its share of its weight changed."""
@@ -381,6 +391,9 @@ class Node:
         """Stop watching; what is in the maps stays in force."""
         self.checks.close()
         await self.nexthops.close()
+        self.own.close()
         self.observing.close()
         self.upkeep.close()
+        self.sockets.close()
+        self.translating.close()
         self.datapath.close()

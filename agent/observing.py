@@ -39,6 +39,15 @@ class Observing:
         self._trace: Trace | None = None
         self._statistics = -1
 
+    def tell(self, what: str, error: ShuntError | None) -> None:
+        """What is wrong now, or (None) no longer."""
+        if error is None:
+            self.troubles.pop(what, None)
+            return
+        if str(self.troubles.get(what)) != str(error):
+            log.warning("%s", error)
+        self.troubles[what] = error
+
     def start_tracing(self) -> None:
         """Count what is lost after the program; without the tracepoints nothing is."""
         if self._trace is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from shunt.agent import api_types as t
+from shunt.agent import api_types_explain as explain
 from shunt.agent import api_types_tables as tables
 from shunt.agent.sources.shape import ServiceEntry
 from shunt.agent.views import version
@@ -97,12 +98,22 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/v1/flows/flush"): Route(
         "Forget remembered flows", t.Deleted, (404, 413), takes=t.OfService
     ),
+    ("GET", "/v1/nat/top"): Route(
+        "Destinations of mode nat, by ports refused and taken", tables.NatDestinations,
+        query={"limit": LIMIT},
+    ),
     ("GET", "/v1/nat"): Route(
         "Translations of mode nat", t.TranslationList, (404,), query=_OF | {"limit": LIMIT}
     ),
     ("GET", "/v1/monitor"): Route(
-        "Dropped packets as they come", t.Sample, stream=True,
-        query={"type": {"enum": ["drop"], "default": "drop"}},
+        "Dropped packets, or translations that begin and end, as they come", t.Sample, (404,),
+        stream=True,
+        query={"type": {"enum": ["drop", "nat"], "default": "drop"}}
+        | dict.fromkeys(("service", "backend", "network", "reason"), TEXT),
+    ),
+    ("POST", "/v1/explain"): Route(
+        "What would become of packets, step by step; nothing is sent or changed",
+        explain.Explanation, (404, 413, 422), takes=explain.Explain, needs_body=True,
     ),
     ("GET", "/v1/watch"): Route(
         "Changes of services and backends as they come", t.Change, stream=True,

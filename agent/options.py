@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shunt.kern.maps import Map
-from shunt.lb.compile import NS_PER_S, Options, Target
+from shunt.lb.compile import NO_OPTIONS, NS_PER_S, Options, Target
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import SourceRule
 from shunt.policy import sources
@@ -28,6 +29,7 @@ def flags(options: Options, flag: Any) -> int:
         | (flag.HASH_CLIENT if options.hash_client else 0)
         | (flag.SOURCES if options.sources else 0)
         | (flag.RATE if options.rate else 0)
+        | (flag.QUIC if options.quic else 0)
     )
 
 
@@ -41,6 +43,9 @@ def record(options: Options, source_set: int, dtype: np.dtype[Any]) -> bytes:
         value["rate_gap_ns"], value["rate_burst_ns"] = gap, (rate.burst - 1) * gap
         value["rate_mask4"] = _mask(sources.MAPPED_BITS + rate.prefix4)
         value["rate_mask6"] = _mask(rate.prefix6)
+    if quic := options.quic:
+        value["quic_config"] = quic.config_id
+        value["quic_id_bytes"], value["quic_nonce_bytes"] = quic.server_id_length, quic.nonce_length
     return value.tobytes()
 
 
@@ -79,8 +84,10 @@ def ask(tables: Tables, target: Target, svc: int, *, in_force: bool) -> Asked:
 
     Raises: ShuntError if it can't have that while the service is in force.
     """
-    wanted, have = target.options, tables.source_set(svc)
-    had = int(tables.svc["flags"][svc])
+    wanted, had = target.options, int(tables.svc["flags"][svc])
+    if wanted is NO_OPTIONS and not had:
+        return _nothing(tables.svc_options.dtype)
+    have = tables.source_set(svc)
     if in_force and bool(had & tables.svc_flag["HASH_CLIENT"]) is not wanted.hash_client:
         raise ShuntError(
             f"hash of {target.name} can't change while the service is in force",
@@ -97,6 +104,11 @@ def ask(tables: Tables, target: Target, svc: int, *, in_force: bool) -> Asked:
         if have:
             asked = replace(asked, after=(DropSources(have),))
     return replace(asked, record=record(wanted, source_set, tables.svc_options.dtype))
+
+
+@cache
+def _nothing(dtype: np.dtype[Any]) -> Asked:
+    return Asked(0, record(NO_OPTIONS, 0, dtype))
 
 
 class SourceSets:

@@ -8,13 +8,15 @@ the plan cannot be made (a full table), they are given back and nothing has chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shunt.agent.options import DropSources, ask
+from shunt.agent.options import DropSources, PutSources, ask
+from shunt.agent.quic import DropServerId, PutServerId
 from shunt.agent.tables import NO_REGION, Placed, Tables
 from shunt.agent.writes import (
     ClearBackend,
@@ -35,8 +37,19 @@ from shunt.agent.writes import (
 from shunt.lb import slots as slot
 from shunt.lb.compile import Condition, Endpoint, Member, Target, shares
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Mode, Protocol
+from shunt.lb.model import Frontend, Protocol
 from shunt.lb.pools import full
+
+# Referents before referrers. What is alike stands together, and can be written together.
+_ORDER = (
+    (NameService,),
+    (PutBackend, SetBackend),
+    (PutSources, PutServerId),
+    (NewRegion, WriteRegion, PatchSlots),
+    (PutService,),
+    (PutFrontend,),
+)
+_RANK: dict[type, int] = {kind: rank for rank, kinds in enumerate(_ORDER) for kind in kinds}
 
 
 @dataclass
@@ -52,6 +65,7 @@ class _Draft:
 
     def writes(self) -> list[Write]:
         """The plan."""
+        self.going_in.sort(key=lambda write: _RANK[type(write)])
         waiting: list[Write] = [Grace(), *self.after] if self.after or self.dropping else []
         return [*self.going_in, *self.dropping, *waiting]
 
@@ -103,6 +117,9 @@ class Planner:
                     draft.dropping.append(DropFrontend(frontend, ""))
             in_use = {t.source_set(place.svc) for place in t.placed.values()}
             draft.after += [DropSources(i) for i in sorted(t.source_sets.there - in_use)]
+            services = {place.svc for place in t.placed.values()} | set(draft.service_ids)
+            for svc in sorted(t.server_ids.there.keys() - services):  # a crash left them
+                self._drop_server_ids(svc, draft)
         self._move_frontends(draft)
         return draft.writes()
 
@@ -120,6 +137,13 @@ class Planner:
             sources += int(np.isin(t.maps["sources"].items()[0]["set"], others).sum())
             if sources > t.maps["sources"].spec.entries:
                 raise full("sources", t.maps["sources"].spec.entries)
+        new = 0  # server ids, which come before old ones go
+        for name in names:
+            if name in want and want[name].options.quic:
+                known = t.server_ids.of(t.placed[name].svc) if name in t.placed else {}
+                new += sum(member.server_id not in known for member in want[name].members)
+        if new and len(t.server_ids) + new > t.server_ids.capacity:
+            raise full("server_ids", t.server_ids.capacity)
 
     def _place(
         self,
@@ -136,42 +160,50 @@ class Planner:
             draft.service_ids.append(svc)
             place = Placed(svc, target.name)
             draft.going_in.append(NameService(svc, target.name))
-        ids = dict(place.backends)
-        for member in target.members:
-            self._member(target, place, member, ids, draft)
+        ids = [self._member(target, place, member, draft) for member in target.members]
         leaving: list[Endpoint] = []
         if place.backends:
             staying = {member.endpoint for member in target.members}
             leaving = [endpoint for endpoint in place.backends if endpoint not in staying]
+        self._server_ids(target, place, ids, draft)
         self._slots(target, place, ids, draft, now_ns)
-        for frontend in sorted(target.frontends - place.frontends, key=str):
+        for frontend in _ordered(target.frontends - place.frontends):
             draft.going_in.append(PutFrontend(frontend, target.name, place.svc))
-        for frontend in sorted(place.frontends - target.frontends, key=str):
+        for frontend in _ordered(place.frontends - target.frontends):
             draft.dropping.append(DropFrontend(frontend, target.name))
         for endpoint in leaving:
             self._leave(target, place, endpoint, draft, condition, gone)
 
-    def _member(
-        self,
-        target: Target,
-        place: Placed,
-        member: Member,
-        ids: dict[Endpoint, int],
-        draft: _Draft,
-    ) -> None:
+    def _member(self, target: Target, place: Placed, member: Member, draft: _Draft) -> int:
+        """Its id."""
         t, flag = self.tables, self.tables.flag
         flags = flag.known | (flag.up if member.up else 0) | (flag.drained if member.drained else 0)
-        if member.endpoint.address.version == 6:
+        if isinstance(member.endpoint.address, IPv6Address):
             flags |= flag.ipv6
-        i = ids.get(member.endpoint)
+        i = place.backends.get(member.endpoint) if place.backends else None
         if i is None:
-            i = ids[member.endpoint] = t.backend_ids.take()
+            i = t.backend_ids.take()
             draft.backend_ids.append(i)
             draft.going_in.append(
                 PutBackend(target.name, place.svc, member.endpoint, i, flags, member.override)
             )
         elif (t.backends["flags"][i], t.backends["weight"][i]) != (flags, member.override):
             draft.going_in.append(SetBackend(i, flags, member.override))
+        return i
+
+    def _server_ids(self, target: Target, place: Placed, ids: Sequence[int], draft: _Draft) -> None:
+        have = self.tables.server_ids.of(place.svc)
+        want: dict[bytes, int] = {}
+        if target.options.quic:
+            want = {m.server_id: i for m, i in zip(target.members, ids, strict=True)}
+        for server_id, i in want.items():
+            if have.get(server_id) != i:
+                draft.going_in.append(PutServerId(place.svc, server_id, i))
+        for server_id in have.keys() - want.keys():
+            draft.dropping.append(DropServerId(place.svc, server_id))
+
+    def _drop_server_ids(self, svc: int, draft: _Draft) -> None:
+        draft.dropping += [DropServerId(svc, i) for i in self.tables.server_ids.of(svc)]
 
     def _leave(
         self,
@@ -197,7 +229,7 @@ class Planner:
         self,
         target: Target,
         place: Placed,
-        ids: Mapping[Endpoint, int],
+        ids: Sequence[int],
         draft: _Draft,
         now_ns: int,
     ) -> None:
@@ -251,7 +283,7 @@ class Planner:
     def _retable(
         self, target: Target, place: Placed, words: slot.Words, table: NDArray[np.integer]
     ) -> tuple[slot.Words, slot.Mask]:
-        if target.mode is Mode.NAT:  # its flows are all remembered: slots need no past
+        if target.mode.translates:  # its flows are all remembered: slots need no past
             after = slot.settled(table)
             return after, after != words
         found, moved = slot.retable(words, table)
@@ -268,8 +300,9 @@ class Planner:
         return first
 
     def _remove(self, place: Placed, draft: _Draft) -> None:
-        for frontend in sorted(place.frontends, key=str):
+        for frontend in _ordered(place.frontends):
             draft.dropping.append(DropFrontend(frontend, place.name))
+        self._drop_server_ids(place.svc, draft)
         draft.after.append(ClearService(place.name, place.svc))
         for endpoint, i in place.backends.items():
             draft.after.append(ClearBackend(place.name, endpoint, i))
@@ -281,9 +314,14 @@ class Planner:
     def _move_frontends(self, draft: _Draft) -> None:
         """A frontend that goes from one service to another is replaced, never absent."""
         dropped = {w.frontend: w for w in draft.dropping if isinstance(w, DropFrontend)}
-        for n, write in enumerate(draft.going_in):
+        for n, write in enumerate(draft.going_in) if dropped else ():
             if isinstance(write, PutFrontend) and (old := dropped.get(write.frontend)):
                 draft.dropping.remove(old)
                 draft.going_in[n] = PutFrontend(
                     write.frontend, write.name, write.svc, replaces=old.name
                 )
+
+
+def _ordered(frontends: Set[Frontend]) -> Collection[Frontend]:
+    """In an order that is always the same."""
+    return sorted(frontends, key=str) if len(frontends) > 1 else frontends

@@ -16,6 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shunt.agent.nat_expiry import (
+    MARGIN_NS,
+    NOBODYS,
+    SHORT_IDLE_NS,
+    idle_of_nobodys,
+    judge_nat,
+)
+from shunt.agent.nat_ports import PortUse
 from shunt.agent.tables import Placed, Tables
 from shunt.kern import flows as flowtable
 from shunt.kern.memory import sparse
@@ -23,13 +31,8 @@ from shunt.kern.rcu import synchronize
 from shunt.lb import slots as slot
 from shunt.lb.compile import Target
 
-SHORT_IDLE_NS = 60_000_000_000  # bpf/flow.h; a test compares
-# A flow is deleted this much later than the programs stop following it: their clocks, and the
-# agent's, are read at different moments.
-MARGIN_NS = 5_000_000_000
 # Of map flows' lines, read at a time.
 FLOW_LINES = 1 << 16
-NAT_FIN_BOTH, NAT_RST = 3, 4
 _ID = np.uint64(0xFFFFFFFF)
 
 
@@ -43,6 +46,7 @@ class Round:
     clients: int = 0  # of services with affinity
     exceptions: int = 0
     nat: int = 0
+    ports: PortUse = field(default_factory=PortUse)
     deleted: int = 0
     busy: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     named: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
@@ -154,9 +158,10 @@ class Scanner:
             matched[at[~lone]] = True
             mates = np.zeros(len(pairs), forward.spec.value)
             mates[~lone] = values[at[~lone]]
-            gone, idle = self._gone(rev_values), self._idle(rev_values)
-            ended = judge_nat(rev_values, mates, lone, gone, idle, clock())
+            gone, idle = self._gone(rev_values), self._idle(rev_keys, rev_values)
+            ended = judge_nat(rev_values, mates, lone, gone, idle, clock(), rev_keys["proto"])
             found.nat += int((~ended).sum())
+            found.ports.add(rev_keys[~ended], rev_values[~ended])
             found.named[(rev_values["word"] & _ID).astype(np.intp)[~ended]] = True
             if ended.any():  # the forward entry first: nothing is sent whose reply is unknown
                 forward.delete_many(pairs[ended & ~lone])
@@ -170,11 +175,12 @@ class Scanner:
         t = self.tables
         ids = (values["word"] & _ID).astype(np.intp)
         gone: NDArray[np.bool_] = ~t.known()[ids] | (t.svc["mode"][values["svc"]] == 0)
+        gone &= values["svc"] != NOBODYS
         return gone
 
-    def _idle(self, values: Any) -> NDArray[np.int64]:
+    def _idle(self, keys: Any, values: Any) -> NDArray[np.int64]:
         idle: NDArray[np.int64] = self.tables.svc["idle_ns"][values["svc"]].astype(np.int64)
-        return idle
+        return np.where(values["svc"] == NOBODYS, idle_of_nobodys(keys["proto"]), idle)
 
     def _settle(self, found: Round) -> None:
         t = self.tables
@@ -249,22 +255,3 @@ def forward_keys(out: Any, keys: Any, values: Any) -> Any:
     out["sport"], out["dport"] = values["client_port"], values["vip_port"]
     out["proto"], out["scope"] = keys["proto"], keys["scope"]
     return out
-
-
-def judge_nat(
-    reverse: Any,
-    forward: Any,
-    lone: NDArray[np.bool_],
-    gone: NDArray[np.bool_],
-    idle_ns: NDArray[np.int64],
-    now_ns: int,
-) -> NDArray[np.bool_]:
-    """Which pairs have ended. A reverse entry without its forward one is given a moment."""
-    seen = np.maximum(reverse["seen_ns"], np.where(lone, 0, forward["seen_ns"]))
-    closed = reverse["closed"] | np.where(lone, 0, forward["closed"])
-    closing = ((closed & NAT_RST) != 0) | ((closed & NAT_FIN_BOTH) == NAT_FIN_BOTH)
-    short = closing | (forward["state"] == flowtable.State.OPENING) | lone
-    limit = np.where(short, np.minimum(idle_ns, SHORT_IDLE_NS), idle_ns)
-    limit = np.where(lone, MARGIN_NS, limit)
-    ended: NDArray[np.bool_] = (now_ns - seen.astype(np.int64) > limit) | gone
-    return ended

@@ -44,6 +44,7 @@ class _Seen:
 
     endpoint: Endpoint
     configured_weight: int | None = None  # None: it is no longer configured
+    server_id: bytes = b""
     ids: list[int] = field(default_factory=list)
     slots: int = 0
 
@@ -78,7 +79,7 @@ async def services(node: Node) -> list[Json]:
     """Every service, without its backends."""
     assert node.configuration is not None
     shown: list[tuple[Json, list[Placed]]] = []
-    for n, service in enumerate(node.configuration.services):
+    for n, service in enumerate(node.services.values()):
         shown.append((_service(node, service), _places(node, service)))
         if n % BATCH == BATCH - 1:
             await asyncio.sleep(0)
@@ -94,6 +95,7 @@ async def service(node: Node, found: Service) -> Json:
     shown["health"] = check and {
         "type": check.kind,
         "port": check.port,
+        "via": check.via,
         "interval_s": check.interval_s,
         "timeout_s": check.timeout_s,
         "rise": check.rise,
@@ -101,6 +103,11 @@ async def service(node: Node, found: Service) -> Json:
         "jitter": check.jitter,
         "slow_start_s": check.slow_start_s,
         "panic_threshold": check.panic_threshold,
+    }
+    shown["quic"] = found.quic and {
+        "server_id_length": found.quic.server_id_length,
+        "config_id": found.quic.config_id,
+        "nonce_length": found.quic.nonce_length,
     }
     shown["idle_s"] = {p: getattr(found, f"{p}_idle_s") for p in shown["protocols"]}
     shown["backends"] = await backends(node, [found])
@@ -170,6 +177,7 @@ def _service(node: Node, service: Service) -> Json:
         "protocols": [protocol.name.lower() for protocol in service.protocols()],
         "mode": str(service.mode),
         "vips": [str(vip) for vip in service.vips],
+        "node": [str(network) for network in service.node],
         "ports": [str(port) for port in service.ports],
         "backend_states": {state: states_of[state] for state in STATES},
         "slots": counts,
@@ -181,7 +189,7 @@ def _seen(node: Node, service: Service) -> list[tuple[_Seen, float]]:
     found: dict[Endpoint, _Seen] = {}
     for backend in service.backends:
         endpoint = Endpoint(backend.address, backend.port)
-        found[endpoint] = _Seen(endpoint, backend.weight)
+        found[endpoint] = _Seen(endpoint, backend.weight, backend.server_id)
     total = 0
     for place in _places(node, service):
         owners, counts = np.unique(slot.cur(node.tables.words[place.slots()]), return_counts=True)
@@ -214,6 +222,7 @@ def _backend(node: Node, service: Service, seen: _Seen, share: float, hops: Hops
         "configured_weight": seen.configured_weight,
         "slots": seen.slots,
         "share": round(share, 6),
+        "server_id": seen.server_id.hex() or None,
         "nexthop": nexthop(hop),
         "health": _health(checked),
     }

@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shunt.agent.options import SourceSets
+from shunt.agent.quic import ServerIds
 from shunt.kern.btf import Btf
 from shunt.kern.flows import FlowTable, backends
 from shunt.kern.maps import Map
 from shunt.kern.memory import sparse
+from shunt.kern.rcu import synchronize
 from shunt.lb import slots as slot
 from shunt.lb.compile import Endpoint, mapped, unmapped
-from shunt.lb.frontends import FrontendTable
+from shunt.lb.frontends import FrontendTable, shortcut, shortcuts
 from shunt.lb.model import Frontend, IPAddress, Protocol
 from shunt.lb.pools import Ids, Regions
 from shunt.xdp.resize import service_words
@@ -32,7 +34,7 @@ NO_REGION = -1
 REGION_LOG2_BITS = 8  # bpf/abi.h; a test compares
 
 
-@dataclass
+@dataclass(slots=True)
 class Placed:
     """A target's place in the maps."""
 
@@ -70,6 +72,7 @@ class Tables:
         self.svc_options: NDArray[Any] = maps["svc_options"].mapped()
         self.svc_flag = btf.enum("svc_flag", "SVC_")
         self.source_sets = SourceSets(maps["sources"])
+        self.server_ids = ServerIds(maps["server_ids"])
         self.words: NDArray[np.uint64] = maps["slots"].mapped()["word"]
         self.restarts: NDArray[np.uint8] = maps["restarts"].mapped().view(np.uint8).reshape(-1)
         self.backends: NDArray[Any] = maps["backends"].mapped()
@@ -78,6 +81,8 @@ class Tables:
         self.backend_stats: NDArray[Any] = (
             maps["backend_stats"].mapped().reshape(-1, len(self.backends))
         )
+        # By backend id: new flows of mode nat without a port.
+        self.nat_refused: NDArray[np.uint64] = maps["nat_refused"].mapped()["flows"]
         self.nexthops: NDArray[Any] = maps["nexthops"].mapped()
         self.ports: NDArray[np.uint64] = maps["ports"].mapped()["bits"]
         self.frontends = FrontendTable(service_words(maps["services"]))
@@ -87,6 +92,8 @@ class Tables:
         self.placed: dict[str, Placed] = {}
         self.unsettled: set[str] = set()
         self.served: Counter[tuple[Protocol, int]] = Counter()
+        # Where backends of mode `local` answer from.
+        self.reply_ports: frozenset[tuple[Protocol, int]] = frozenset()
         self.nat_ports = range(0)  # where replies to `nat` come back to
         self.stale_frontends: list[Frontend] = []  # keys that name no service: a crash left them
         self.retired_backends: dict[int, int] = {}  # id -> when, ns
@@ -119,7 +126,16 @@ class Tables:
         region = int(self.svc["region"][svc])
         return region >> REGION_LOG2_BITS, region & (1 << REGION_LOG2_BITS) - 1
 
+    def shortcuts(self, svcs: NDArray[np.intp]) -> list[int]:
+        """What entries of map services that lead to these have beside them; see bpf/abi.h."""
+        fields = (self.svc[name][svcs].tolist() for name in ("mode", "flags", "region"))
+        return [shortcut(*each) for each in zip(svcs.tolist(), *fields, strict=True)]
+
     def _recover(self, now_ns: int) -> None:
+        if self.frontends.refresh(shortcuts(self.svc)):
+            # A crash left some that name the region a service had before; nobody shall be on the
+            # way there when it is used again.
+            synchronize()
         self.flows.mend()
         named = self._named_by_flows()
         self.regions = Regions(len(self.words))

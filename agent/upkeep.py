@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 
 from shunt.agent.checks import Checks, Key
+from shunt.agent.detour import Detour
 from shunt.agent.nexthops import NextHop, NextHops
 from shunt.agent.tables import Tables
 from shunt.agent.wiring import Wiring
@@ -14,7 +15,7 @@ from shunt.agent.writes import ClearBackend
 from shunt.kern.carrier import Carrier
 from shunt.lb.compile import target_name, unmapped
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import IPAddress, Protocol, Service
+from shunt.lb.model import IPAddress, Mode, Protocol, Service
 
 log = logging.getLogger("shunt")
 
@@ -22,11 +23,19 @@ log = logging.getLogger("shunt")
 class Upkeep:
     """Has those looked after that are to be, and no others. What is asked is what has changed."""
 
-    def __init__(self, tables: Tables, checks: Checks, nexthops: NextHops, wiring: Wiring) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        checks: Checks,
+        nexthops: NextHops,
+        wiring: Wiring,
+        troubles: dict[str, ShuntError],
+    ) -> None:
         self.tables, self.checks = tables, checks
         self.nexthops, self.wiring = nexthops, wiring
         self._carrier = Carrier()
-        checks.start(self.trouble)
+        self.detour = Detour(tables, nexthops, troubles)
+        checks.start(self.trouble, self.detour.ways)
 
     def trouble(self, key: Key) -> str:
         """What on this host is between it and a backend, and nothing that the backend can help."""
@@ -39,6 +48,7 @@ class Upkeep:
 
     def close(self) -> None:
         self._carrier.close()
+        self.detour.close()
 
     def watch(self, services: Mapping[str, Service], names: Collection[str] | None) -> None:
         """Next hops and health checks of the services' backends, those removed among them.
@@ -51,9 +61,10 @@ class Upkeep:
             for target in (where if names is None else self._placed(*names))
             for endpoint in where[target].backends
         ]
-        addresses: set[IPAddress] = {endpoint.address for _, endpoint in placed}
+        local = {name for name, service in services.items() if service.mode is Mode.LOCAL}
+        addresses: set[IPAddress] = {e.address for name, e in placed if name not in local}
         for name in services if names is None else names:
-            if name in services:
+            if name in services and name not in local:
                 addresses.update(backend.address for backend in services[name].backends)
         self.checks.watch(services, names, placed)
         if names is None:

@@ -62,6 +62,7 @@ def status(node: Node) -> Json:
         "errors": [error_of_text(text) for text in node.errors],
         "set_aside": set_aside(node),
         "interfaces": attached,
+        "sockets": sockets(node),
         "services": len(node.configuration.services),
         "backends": backend_counts(node),
         "slots": slot_counts(node),
@@ -99,7 +100,22 @@ def set_aside(node: Node) -> list[Json]:
 def interfaces(node: Node) -> list[Json]:
     """How the program is attached, as the kernel has it now."""
     assert node.configuration is not None
-    return [_interface(node, name) for name in node.configuration.settings.interfaces]
+    how = node.translating.translation.attached()
+    xdp = node.configuration.settings.xdp_mode
+    return [
+        {**_interface(node, name), "tc": how.get(name, "none"), "xdp": xdp}
+        for name in node.configuration.settings.interfaces
+    ]
+
+
+def sockets(node: Node) -> Json:
+    """Whose calls are translated at the socket, where from, and what became of them."""
+    return {
+        "scope": node.sockets.scope,
+        "cgroup": str(node.sockets.cgroup or ""),
+        "attached": node.sockets.attached(),
+        "calls": {name: times for name, times in node.sockets.reasons().items() if times},
+    }
 
 
 def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
@@ -111,8 +127,12 @@ def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
         )
     found += [f"service {name} of the API is set aside" for name in sorted(node.aside)]
     for interface in attached:
-        if not interface["attached"]:
+        if not interface["attached"] and interface["xdp"] != "off":
             found.append(f"interface {interface['name']}: the program is not attached")
+    if node.sockets.cgroup and not node.sockets.attached():
+        found.append(f"sockets: a program has been detached from {node.sockets.cgroup}")
+        if node.translating.needed and interface["tc"] == "none":
+            found.append(f"interface {interface['name']}: the TC programs are not attached")
     failing = {
         name.rpartition("/")[0]
         for name, target in node.want.items()
@@ -189,7 +209,12 @@ def _scanned(node: Node) -> Json:
             "clients": last.clients if last else None,
             "limit": node.tables.flows.capacity,
         },
-        "nat": {"pairs": last.nat if last else None, "limit": maps["nat_fwd"].spec.entries},
+        "nat": {
+            "pairs": last.nat if last else None,
+            "limit": maps["nat_fwd"].spec.entries,
+            "ports_busiest": last.ports.busiest()[1] if last else None,
+            "ports": len(node.tables.nat_ports),
+        },
         "scan": {
             "ago_s": round((time.monotonic_ns() - last.began_ns) / 1e9, 1) if last else None,
             "deleted": last.deleted if last else None,
@@ -252,12 +277,13 @@ def map_fill(node: Node) -> Json:
     tables, last = node.tables, node.scanner.last
     used = {
         "services": sum(len(place.frontends) for place in tables.placed.values()),
-        "svc": len(tables.service_ids.used),
+        "svc": tables.service_ids.in_use(),
         "slots": len(tables.words) - tables.regions.free_slots(),
-        "backends": len(tables.backend_ids.used),
+        "backends": tables.backend_ids.in_use(),
         "nexthops": int(np.count_nonzero(tables.nexthops["ifindex"])),
         "flows": last.flows + last.clients if last else 0,
         "sources": sum(1 for _ in tables.maps["sources"].items()[0]),
+        "server_ids": len(tables.server_ids),
         "nat_fwd": last.nat if last else 0,
     }
     limits = {n: tables.maps[n].spec.entries for n in used} | {"flows": tables.flows.capacity}

@@ -1,30 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan is made of: one write each, as `agent/apply.py` performs it."""
+"""What a plan is made of: one write each, as `agent/apply.py` performs it.
+
+There may be 200,000: a Struct is made in a tenth of a dataclass's time, and is smaller.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from shunt.agent.options import DropSources, PutSources
+from shunt.agent.quic import DropServerId, PutServerId
 from shunt.lb import slots as slot
 from shunt.lb.compile import Endpoint
 from shunt.lb.model import Frontend, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class NameService:
+class NameService(Struct, frozen=True, gc=False):
     """A service id belongs to a target."""
 
     svc: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class PutBackend:
+class PutBackend(Struct, frozen=True, gc=False):
     """A backend id stands for an endpoint of a service."""
 
     name: str
@@ -35,8 +37,7 @@ class PutBackend:
     weight: int
 
 
-@dataclass(frozen=True, slots=True)
-class SetBackend:
+class SetBackend(Struct, frozen=True, gc=False):
     """A backend's flags and its weight of run time."""
 
     id: int
@@ -44,8 +45,7 @@ class SetBackend:
     weight: int
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class WriteRegion:
+class WriteRegion(Struct, frozen=True, eq=False, gc=False):
     """A region that nothing refers to yet."""
 
     first: int
@@ -53,8 +53,7 @@ class WriteRegion:
     changed: slot.Times
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class NewRegion:
+class NewRegion(Struct, frozen=True, eq=False, gc=False):
     """The same for slots that nobody had before: the owner of each is one of `ids`, by its index.
 
     A plan for 10,000 services has as many of these; as words they would take 80 MB.
@@ -66,11 +65,11 @@ class NewRegion:
 
     @property
     def words(self) -> slot.Words:
-        return slot.settled(self.ids[self.index])
+        words: slot.Words = slot.settled(self.ids)[self.index]
+        return words
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class PatchSlots:
+class PatchSlots(Struct, frozen=True, eq=False, gc=False):
     """Some slots of a region in use, each by one store."""
 
     name: str
@@ -79,8 +78,7 @@ class PatchSlots:
     now_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class PutService:
+class PutService(Struct, frozen=True, gc=False):
     """A service record; its region changes by one store."""
 
     name: str
@@ -94,8 +92,7 @@ class PutService:
     options: bytes  # a value of map svc_options
 
 
-@dataclass(frozen=True, slots=True)
-class PutFrontend:
+class PutFrontend(Struct, frozen=True, gc=False):
     """A frontend leads to a service. `replaces`: to another one until now."""
 
     frontend: Frontend
@@ -104,29 +101,25 @@ class PutFrontend:
     replaces: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DropFrontend:
+class DropFrontend(Struct, frozen=True, gc=False):
     """A frontend leads nowhere."""
 
     frontend: Frontend
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Grace:
+class Grace(Struct, frozen=True, gc=False):
     """Wait until no program runs that may have read what was written over before."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClearService:
+class ClearService(Struct, frozen=True, gc=False):
     """A service's record and name go; its id waits until no flow names it."""
 
     name: str
     svc: int
 
 
-@dataclass(frozen=True, slots=True)
-class ClearBackend:
+class ClearBackend(Struct, frozen=True, gc=False):
     """A backend is gone; its id waits until no flow names it."""
 
     name: str
@@ -134,8 +127,7 @@ class ClearBackend:
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class GiveRegion:
+class GiveRegion(Struct, frozen=True, gc=False):
     """A region's slots belong to nobody. `heir`: the target that has moved out of it."""
 
     first: int
@@ -153,6 +145,8 @@ Write = (
     | PutService
     | PutSources
     | DropSources
+    | PutServerId
+    | DropServerId
     | PutFrontend
     | DropFrontend
     | Grace

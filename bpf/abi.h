@@ -14,7 +14,7 @@
 #include "../xdp/shunt_hook.h"
 
 /* Raised when the meaning of a pinned map changes without its size changing. */
-enum abi { ABI_VERSION = 3 };
+enum abi { ABI_VERSION = 4 };
 
 /* Why a packet left the program the way it did: index of map `reasons`.
  * The prefix is the class: PASS_ (to this host's stack), SENT_ (to a backend
@@ -25,8 +25,10 @@ enum reason {
 	REASON_PASS_FRAGMENT,	     /* its first fragment, which has the ports, was not sent on */
 	REASON_PASS_MALFORMED,	     /* shorter than its headers say; the stack counts it too */
 	REASON_PASS_TO_FRAGMENT,     /* wrapped, too big and without DF: the stack fragments it */
+	REASON_PASS_TO_TC,	     /* XDP: its service is of mode local */
 	REASON_SENT_TO_BACKEND,
 	REASON_SENT_TO_CLIENT,	     /* a translated reply */
+	REASON_SENT_MASQUERADED,     /* TC: out of this node, with its own address */
 	REASON_SENT_ERROR_TO_BACKEND, /* an ICMP error, to the backend of the flow it quotes */
 	REASON_SENT_ERROR_TO_CLIENT, /* nat: an ICMP error about a client's packet */
 	REASON_SENT_ECHO_REPLY,	     /* for a VIP with a live backend */
@@ -43,6 +45,13 @@ enum reason {
 	REASON_DROP_NAT_NO_PORT,     /* every port tried is taken towards this backend */
 	REASON_DROP_NAT_TABLE_FULL,
 	REASON_DROP_NAT_NO_SOURCE,   /* no address of this host in the backend's family */
+	REASON_DROP_NAT_OVER_BUDGET, /* TC: too many new flows a second */
+	REASON_DROP_NAT_INVALID,     /* TC: not what TCP may say in its flow's state */
+	REASON_DROP_NAT_FRAGMENT,    /* TC: of what is masqueraded */
+	REASON_DROP_NAT_CLASH,	     /* TC: to a backend itself, in the tuple of a flow to a VIP */
+	REASON_DROP_NAT46_FRAGMENT,  /* to or from a backend of the other family: not translated */
+	REASON_DROP_NAT46_NO_EQUAL,  /* likewise: the other family has nothing like it */
+	REASON_DROP_NAT46_NOT_XDP,   /* TC: the backend is of the other family */
 	REASON_DROP_SOURCE_DENIED,   /* the service does not serve this client */
 	REASON_DROP_RATE_LIMITED,    /* too many new connections from this client's network */
 	REASON_DROP_HOOK,	     /* a user's hook said so */
@@ -65,6 +74,10 @@ enum event {
 	EVENT_SAMPLE_LOST,	/* the ring of samples was full */
 	EVENT_FRAGMENT_FIRST,	/* remembered, so that the next ones follow it */
 	EVENT_FRAGMENT_LATE,	/* its first was seen too long ago */
+	EVENT_QUIC_BY_ID,	/* went where its connection id says */
+	EVENT_QUIC_FIRST,	/* a first flight, whose id the client chose: as any datagram */
+	EVENT_QUIC_UNROUTABLE,	/* an id that names no server of the service: likewise */
+	EVENT_QUIC_DOWN,	/* an id whose backend is failing: likewise */
 	EVENT_COUNT,
 };
 
@@ -76,18 +89,26 @@ enum scope {
 /* Map services is a hash of our own in an array, for three reasons: a look-up reads one cache line
  * (the kernel's reads three); an entry's service is replaced by one store; and a dropped entry is
  * used again only after a grace period, so that none is recycled under its readers. A key's home
- * is the line that its hash names; it stands there or in one of the `reach` lines after it. */
-#define SVC_LINE_ENTRIES 2
-#define SVC_REACH_MAX	 15
+ * is the line that its hash names; it stands there or in one of the `reach` lines after it.
+ *
+ * The shortcut saves a packet the look into map svc, one cache miss of five: where the slots are, and
+ * in which mode, of a service in a mode of direct server return without flags. It names its
+ * service, for it is not read together with the key. Zero sends a packet the longer way. */
+#define SVC_LINE_ENTRIES    2
+#define SVC_REACH_MAX	    15
+#define SVC_REACH_SHIFT	    24
+#define SHORTCUT_SVC_SHIFT  40
+#define SHORTCUT_MODE_SHIFT 38
 
 struct svc_entry {
 	__u8 vip[16]; /* IPv6, or IPv4-mapped */
 	__be16 port; /* 0 = every one that no other entry has */
 	__u8 proto;  /* IPPROTO_TCP, IPPROTO_UDP */
 	__u8 scope;  /* enum scope */
-	__u32 svc;   /* written last, with port, proto and scope as one word; 0 = no entry */
-	__u32 reach; /* in a line's first entry: of the keys whose home the line is */
-	__u32 pad;
+	/* Written last, with port, proto and scope as one word: the service, 0 = no entry; and, in a
+	 * line's first entry, the reach of the keys whose home the line is. */
+	__u32 svc_reach; /* reach << SVC_REACH_SHIFT | service */
+	__u64 shortcut;	 /* svc << 40 | mode << 38 | first slot << 8 | log2 of their number */
 };
 
 struct svc_line { /* map services, by line; mmap-ed */
@@ -96,7 +117,8 @@ struct svc_line { /* map services, by line; mmap-ed */
 
 enum mode {
 	MODE_NONE,	 /* no such service */
-	MODE_DSR_IPIP,
+	MODE_LOCAL,	 /* TC's alone: a backend on this node, which sees the client */
+	MODE_DSR_IPIP,	 /* from here on XDP's */
 	MODE_DSR_L2,
 	MODE_NAT,
 };
@@ -107,6 +129,7 @@ enum svc_flag {
 	SVC_HASH_CLIENT = 2, /* the client's address alone chooses the slot */
 	SVC_SOURCES = 4,     /* only some clients are served */
 	SVC_RATE = 8,	     /* new connections of a client network are limited */
+	SVC_QUIC = 16,	     /* connection ids name their backends */
 };
 
 /* With SVC_HASH_CLIENT these bits of a flow's hash are the flow's own, so that a client's flows
@@ -133,7 +156,10 @@ struct svc_options {	 /* map svc_options, by service id; mmap-ed */
 	__u8  rate_mask4[16]; /* which bits of a client's (mapped) address are its network */
 	__u8  rate_mask6[16];
 	__u32 sources;	 /* the service's set in map sources */
-	__u32 pad0;
+	__u8  quic_config; /* the first three bits of a connection id that a server made */
+	__u8  quic_id_bytes; /* of a server id, which comes after the first octet, */
+	__u8  quic_nonce_bytes; /* and of the nonce, which comes after that */
+	__u8  pad0;
 	__u64 digest;	 /* of that set: for the agent */
 };
 
@@ -147,6 +173,23 @@ struct source_key {	 /* map sources, key: the longest prefix decides */
 
 struct source_val {	 /* map sources, value */
 	__u32 allow;
+};
+
+#define SERVER_ID_MAX 15
+
+struct server_id_key {	 /* map server_ids, key */
+	__u8  id[SERVER_ID_MAX]; /* zero-padded */
+	__u8  id_bytes;
+	__u32 svc;
+	__u32 pad0;
+};
+
+/* `word` is read before and after the rest, which says whether the kernel has recycled the element
+ * under its reader. */
+struct server_id_val {	 /* map server_ids, value */
+	__u64 word;	 /* service << 32 | backend */
+	__u8  id[SERVER_ID_MAX]; /* as in the key */
+	__u8  id_bytes;
 };
 
 struct rate_key {	 /* map rates, key */
@@ -287,6 +330,18 @@ struct flow_line {	 /* map flows, by line; mmap-ed: bpf/flow_table.h */
 #define NAT_FIN_BACKEND 2
 #define NAT_RST		4
 
+/* What TC has seen of a flow: bits that are only ever added, in both of its entries, so that it
+ * matters neither which processor was first nor which entry is looked at: bpf/track.h. */
+enum nat_track {
+	NAT_TRACKED = 1,      /* TC made the flow; without it the other bits mean nothing */
+	NAT_ANSWERED = 2,     /* by the backend; TCP: SYN-ACK */
+	NAT_ASSURED = 4,      /* a packet of the client came after that; TCP: established */
+	NAT_ENDED_CLIENT = 8, /* FIN */
+	NAT_ENDED_BACKEND = 16,
+	NAT_BROKEN = 32,      /* RST */
+	NAT_MASQUERADED = 64, /* what the flow is, from its beginning: see struct masq_val */
+};
+
 /* How a client's packets came, which is how its replies go back. */
 struct last_hop {
 	__u8  peer[6];	 /* who sent the frame: a router, or the client */
@@ -308,7 +363,7 @@ struct nat_fwd_val {	 /* map nat_fwd, value */
 	__be16 sport;	 /* and its port */
 	__be16 dport;	 /* the backend's port */
 	__u32  svc;
-	__u32  pad0;
+	__u32  track;	 /* enum nat_track */
 	__u8   state;	 /* enum flow_state */
 	__u8   closed;	 /* NAT_* seen in this direction */
 	__u8   pad1[2];
@@ -325,8 +380,48 @@ struct nat_rev_val {	 /* map nat_rev, value */
 	__be16 vip_port;
 	__u32  svc;
 	__u8   closed;	 /* NAT_* seen in this direction */
-	__u8   pad[7];
-	struct last_hop back;
+	__u8   hairpin;	 /* 1: of mode local, to the backend that sent it; TC's alone */
+	__u8   pad[2];
+	__u32  track;	 /* enum nat_track */
+	struct last_hop back; /* zero in mode local: the stack knows the way */
+};
+
+/* Who translates: what comes in at one hook may pass another as it goes out. */
+enum way {
+	WAY_XDP,
+	WAY_TC_IN,
+	WAY_TC_OUT,
+};
+
+/* A device by which packets leave the node, and the addresses of this host that they get there. A
+ * masqueraded flow stands in maps nat_fwd and nat_rev with whom it is for as the VIP. Service and
+ * backend are those of the flow to a VIP that it goes on with; 0 if it is nobody's. */
+struct masq_key {	 /* map masq, key */
+	__u32 ifindex;
+};
+
+struct masq_val {	 /* map masq, value */
+	__u8 saddr4[16]; /* IPv4-mapped; zero = none */
+	__u8 saddr6[16];
+};
+
+struct masq_net_key {	 /* map masq_nets, key: the longest prefix decides */
+	__u32 prefix_bits;
+	__u8  addr[16];	 /* IPv6, or IPv4-mapped */
+};
+
+enum masq_net {
+	MASQ_NET_SOURCE = 1, /* who has an address here is masqueraded, */
+	MASQ_NET_NOT_TO = 2, /* but not to those that have one here */
+};
+
+struct masq_net_val {	 /* map masq_nets, value */
+	__u32 kinds;	 /* enum masq_net */
+};
+
+/* New flows for which no port towards the backend was free. */
+struct nat_refused_val { /* map nat_refused, by backend id; mmap-ed */
+	__u64 flows;
 };
 
 /* A datagram whose first fragment was sent on. */
@@ -334,13 +429,15 @@ struct fragment_key {	 /* map fragments, key */
 	__u8  saddr[16];
 	__u8  daddr[16];
 	__u32 id;	 /* as it stands in the header */
-	__u32 proto;	 /* IPv4 only: in IPv6 it is no part of what names a datagram */
+	__u8  proto;	 /* IPv4 only: in IPv6 it is no part of what names a datagram */
+	__u8  way; 	 /* enum way: each follows what it has translated itself */
+	__u16 pad0;
 };
 
 struct fragment_val {	 /* map fragments, value: what only the first one says */
 	__u64  seen_ns;
 	__u32  svc;
-	__u32  backend;	 /* 0: a reply in mode nat, to a client */
+	__u32  backend;	 /* 0: a reply, to a client */
 	__u32  hash;	 /* of the flow, as its service wants it */
 	__be16 sport;
 	__be16 dport;
@@ -348,20 +445,28 @@ struct fragment_val {	 /* map fragments, value: what only the first one says */
 	__u8   pad[7];
 };
 
+#define QUOTE_BYTES 48 /* an IPv6 header, and 8 */
+#define SCRATCH_BYTES 256
+
 /* Too large for the stack; packets of one processor are handled one after the other. */
 struct nat_scratch {	 /* map scratch: per processor, one element */
 	struct nat_fwd_val fwd;
 	struct nat_rev_val rev;
 	struct flow_key key;
 	/* Of what is no plain packet: bpf/other.h. */
-	struct flow_key to;	 /* mode nat: the tuple as it leaves */
+	struct flow_key to;	 /* translated: the tuple as it leaves */
 	struct fragment_key fragment;
 	struct last_hop back;	 /* to a client */
+	struct server_id_key server_id;
+	__u8  quic[8];		 /* a packet's first octets */
 	__u32 svc;
 	__u32 backend;		 /* 0: to a client */
 	__u32 mode;
 	__u32 pad;
 	__u8 fib[64];		 /* struct bpf_fib_lookup */
+	__u8 quoted[QUOTE_BYTES]; /* TC: what an answer quotes */
+	__u8 hop[24];		 /* struct hop */
+	__u8 bytes[SCRATCH_BYTES]; /* of a packet */
 };
 
 /* A VIP that answers echo requests, as long as the agent has it here. */
@@ -476,8 +581,12 @@ struct lb_config {
 	__u32 samples_per_s;
 	__u16 nat_port_min;	 /* host order */
 	__u16 nat_port_count;
+	__u32 check_mark;	 /* as in struct check_config: TC leaves those packets alone */
 	__u8  test_clock;	 /* 1: time is `test_now_ns`, set by the test */
-	__u8  pad[7];
+	__u8  masquerade;	 /* 1: map masq may have devices */
+	__u8  pad[2];
+	__u32 bond;		 /* ifindex of the bond that everything comes in by; 0 = none */
+	__u32 pad1;
 };
 
 /* Why decap let a packet go the way it did: index of map `decap_reasons`. What passes does so
@@ -510,6 +619,16 @@ struct decap_config {
 	__u32 count6;
 };
 
+/* Constants of one loaded check program. */
+struct check_config {
+	__u8  saddr4[16]; /* of outer headers, as in struct lb_config */
+	__u8  saddr6[16];
+	__u32 spread4;	 /* mask of the bits that differ from check to check, host order */
+	__u32 spread6;
+	__u32 mark;	 /* of checks' packets; the bits of SLOT_BACKEND_MASK are the backend */
+	__u32 pad;
+};
+
 /* What became of frames after a program had sent them: xdp/trace.bpf.c. */
 enum loss {
 	LOSS_ABORTED,	/* the program failed, or its verdict is none that the driver knows */
@@ -533,6 +652,92 @@ struct loss_val {	 /* map losses, value */
 /* Constants of one loaded trace program. */
 struct trace_config {
 	__u32 netns_inum; /* interfaces of this network namespace alone */
+};
+
+/* What became of a socket's call: index of map sock_reasons. The prefix is the class: PASS_ (the
+ * address stays as it is), TO_BACKEND, REFUSED_ (the call fails). */
+enum sock_reason {
+	SOCK_PASS_NOT_OURS,	  /* no service has this address and port */
+	SOCK_PASS_NAMESPACE,	  /* a socket of a network namespace that is not covered */
+	SOCK_PASS_CHECK,	  /* a health check by way of the VIP */
+	SOCK_PASS_FAMILY,	  /* no backend of a family that this call can address */
+	SOCK_PASS_SOURCE_UNKNOWN, /* only some clients are served, and which this is shows later */
+	SOCK_PASS_BAD_TABLE,	  /* tables contradict each other: a defect, please report */
+	SOCK_TO_BACKEND_CONNECT,  /* TCP, or UDP that is connected */
+	SOCK_TO_BACKEND_SEND,	  /* a datagram of a socket that is not */
+	SOCK_REFUSED_NO_BACKEND,
+	SOCK_REFUSED_SOURCE,	  /* the service does not serve this client */
+	SOCK_REFUSED_NO_MEMORY,	  /* its answers could not be translated back */
+	SOCK_REASONS,
+};
+
+/* What a socket has in a VIP's place. Kept with the socket (map sock_peers, if it is connected;
+ * map sock_flows for whom it sent to otherwise), and freed with it by the kernel. */
+struct sock_flow {	 /* map sock_peers, value */
+	__u8   vip[16];	 /* IPv6, or IPv4-mapped; as the program said */
+	__u8   addr[16]; /* the backend's */
+	__be16 vip_port;
+	__be16 port;
+	__u32  backend;
+	__u64  seen_ns;	 /* sent or connected last; 0 = no flow */
+};
+
+/* Of one socket, a power of two; the longest silent one makes room. */
+#define SOCK_FLOWS 8
+
+struct sock_flows_val {	 /* map sock_flows, value */
+	struct sock_flow flow[SOCK_FLOWS];
+};
+
+/* A client of a service with affinity: a whole network namespace. */
+struct sock_client_key { /* map sock_clients, key */
+	__u64 netns;
+	__u32 svc;
+	__u32 pad;
+};
+
+/* `word` is read by one load, as in nat_fwd_val: a check of client and backend << 32 | backend id. */
+struct sock_client_val { /* map sock_clients, value */
+	__u64 word;
+	__u64 seen_ns;
+};
+
+enum sock_family { SOCK_IPV4 = 1, SOCK_IPV6 = 2 };
+
+struct sock_ask {	 /* what a socket's backend depends on, beside the tables */
+	__u64  netns;	 /* the namespace's cookie */
+	__u64  now_ns;
+	__u8   vip[16];	 /* IPv6, or IPv4-mapped */
+	__be16 port;
+	__u8   proto;
+	__u8   families; /* enum sock_family: what the call can address */
+	__u32  entropy;
+	struct sock_flow kept; /* what the socket has for this VIP already */
+};
+
+struct sock_answer {
+	__u8   addr[16];
+	__be16 port;
+	__u16  pad0;
+	__u32  reason;	 /* enum sock_reason; of TO_BACKEND_, the connected one */
+	__u32  svc;
+	__u32  backend;
+	__u32  sources;	 /* which set of map sources has to allow it; 0 = everybody is served */
+	__u32  pad1;
+};
+
+struct sock_try {	 /* the syscall program's context */
+	struct sock_ask ask;
+	struct sock_answer answer;
+};
+
+/* Constants of the loaded socket programs. */
+struct sock_config {
+	__u64 netns;	     /* the cookie of this node's own network namespace */
+	__u32 services_mask; /* lines of map services, less one */
+	__u32 all;	     /* 1: sockets of every namespace; 0: of `netns` alone */
+	__u32 check_mark;    /* as in struct check_config */
+	__u32 pad;
 };
 
 #endif

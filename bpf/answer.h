@@ -4,7 +4,7 @@
 #define SHUNT_ANSWER_H
 
 #include "checksum.h"
-#include "parse.h"
+#include "room.h"
 
 #define ANSWER_TTL 64
 
@@ -16,24 +16,33 @@ struct icmp_error {
 	__be32 info; /* too big: the MTU */
 };
 
+/* Types; after each of those with several meanings, its codes. */
 #define ICMP_UNREACHABLE	3
 #define ICMP_PORT_UNREACHABLE	3
 #define ICMP_TOO_BIG		4
+#define ICMP_TIME_EXCEEDED	11
+#define ICMP_BAD_HEADER		12
 #define ICMPV6_UNREACHABLE	1
 #define ICMPV6_PORT_UNREACHABLE 4
 #define ICMPV6_TOO_BIG		2
+#define ICMPV6_TIME_EXCEEDED	3
+#define ICMPV6_BAD_HEADER	4
 
 /* What an error quotes: the IP header and 8 bytes, which is all that stacks look at. */
 #define QUOTE4 (sizeof(struct iphdr) + 8)
-#define QUOTE6 (sizeof(struct ipv6hdr) + 8)
+#define QUOTE6 QUOTE_BYTES
 
-static __always_inline void swap_macs(struct ethhdr *eth)
+static __always_inline bool swap_macs(struct CONTEXT *ctx)
 {
+	struct ethhdr *eth = at(ctx, 0);
 	__u8 mac[ETH_ALEN];
 
+	if ((void *)(eth + 1) > end(ctx))
+		return false;
 	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
 	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
+	return true;
 }
 
 /* From the address the packet was sent to, back to its sender. */
@@ -75,11 +84,10 @@ static __always_inline __u64 pseudo_header(const struct flow_key *key, __u8 prot
 }
 
 /* RFC 9293, 3.10.7.1: the reset that a closed port sends. */
-static __noinline bool answer_rst(struct xdp_md *ctx, const struct packet *pkt)
+static __noinline bool answer_rst(struct CONTEXT *ctx, const struct packet *pkt)
 {
 	__u32 ip_size = pkt->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 	__u32 want = ETH_HLEN + ip_size + sizeof(struct tcphdr);
-	int grow = (int)want - (int)(ctx->data_end - ctx->data);
 	struct tcphdr *old, reset = {
 				    .source = pkt->key.dport,
 				    .dest = pkt->key.sport,
@@ -102,7 +110,7 @@ static __noinline bool answer_rst(struct xdp_md *ctx, const struct packet *pkt)
 		reset.ack = 1;
 		reset.ack_seq = bpf_htonl(pkt->seq + len);
 	}
-	if (bpf_xdp_adjust_tail(ctx, grow))
+	if (!renew(ctx, want))
 		return false;
 	/* An IPv4-mapped address sums like the address plus 0xffff, twice: zero either way. */
 	sum = pseudo_header(&pkt->key, IPPROTO_TCP, sizeof(reset));
@@ -124,34 +132,10 @@ static __noinline bool answer_rst(struct xdp_md *ctx, const struct packet *pkt)
 		write_ipv4(ip, &pkt->key, IPPROTO_TCP, sizeof(reset));
 		*tcp = reset;
 	}
-	if (at(ctx, ETH_HLEN) > end(ctx))
-		return false;
-	swap_macs(at(ctx, 0));
-	return true;
+	return swap_macs(ctx);
 }
 
-/* Makes room before the IP header for a new one and an ICMP header, and cuts the quote. */
-static __always_inline bool make_error_room(struct xdp_md *ctx, __u32 headers, __u32 quote)
-{
-	struct ethhdr *from, *to;
-
-	if (bpf_xdp_adjust_head(ctx, -(int)headers))
-		return false;
-	if (bpf_xdp_adjust_tail(ctx, (int)(ETH_HLEN + headers + quote) -
-					     (int)(ctx->data_end - ctx->data)))
-		return false;
-	from = at(ctx, headers);
-	to = at(ctx, 0);
-	if ((void *)(from + 1) > end(ctx))
-		return false;
-	/* Never overlapping: `headers` is larger than an Ethernet header. */
-	__builtin_memcpy(to->h_dest, from->h_source, ETH_ALEN);
-	__builtin_memcpy(to->h_source, from->h_dest, ETH_ALEN);
-	to->h_proto = from->h_proto;
-	return true;
-}
-
-static __noinline bool answer_icmp4(struct xdp_md *ctx, const struct packet *pkt, __u8 code,
+static __noinline bool answer_icmp4(struct CONTEXT *ctx, const struct packet *pkt, __u8 code,
 				    __u16 mtu)
 {
 	struct iphdr *ip;
@@ -159,7 +143,7 @@ static __noinline bool answer_icmp4(struct xdp_md *ctx, const struct packet *pkt
 
 	/* Options would make the quote's length a variable; nobody sends them. */
 	if (pkt->l4 != ETH_HLEN + sizeof(*ip) ||
-	    !make_error_room(ctx, sizeof(*ip) + sizeof(*icmp), QUOTE4))
+	    !make_room(ctx, sizeof(*ip) + sizeof(*icmp), QUOTE4) || !swap_macs(ctx))
 		return false;
 	ip = at(ctx, ETH_HLEN);
 	icmp = (void *)(ip + 1);
@@ -171,14 +155,14 @@ static __noinline bool answer_icmp4(struct xdp_md *ctx, const struct packet *pkt
 	return true;
 }
 
-static __noinline bool answer_icmp6(struct xdp_md *ctx, const struct packet *pkt, __u8 type,
+static __noinline bool answer_icmp6(struct CONTEXT *ctx, const struct packet *pkt, __u8 type,
 				    __u8 code, __u32 mtu)
 {
 	struct ipv6hdr *ip;
 	struct icmp_error *icmp;
 	__u64 sum;
 
-	if (!make_error_room(ctx, sizeof(*ip) + sizeof(*icmp), QUOTE6))
+	if (!make_room(ctx, sizeof(*ip) + sizeof(*icmp), QUOTE6) || !swap_macs(ctx))
 		return false;
 	ip = at(ctx, ETH_HLEN);
 	icmp = (void *)(ip + 1);
@@ -191,7 +175,7 @@ static __noinline bool answer_icmp6(struct xdp_md *ctx, const struct packet *pkt
 	return true;
 }
 
-static __always_inline struct verdict refuse(struct xdp_md *ctx, const struct packet *pkt)
+static __always_inline struct verdict refuse(struct CONTEXT *ctx, const struct packet *pkt)
 {
 	if (pkt->key.proto == IPPROTO_TCP) {
 		if (!(pkt->tcp_flags & TCP_RST) && answer_rst(ctx, pkt))
@@ -206,7 +190,7 @@ static __always_inline struct verdict refuse(struct xdp_md *ctx, const struct pa
 }
 
 /* An IPv4 packet whose sender leaves it to routers to make it fit. */
-static __always_inline bool may_fragment(struct xdp_md *ctx)
+static __always_inline bool may_fragment(struct CONTEXT *ctx)
 {
 	struct iphdr *ip = at(ctx, ETH_HLEN);
 
@@ -215,7 +199,7 @@ static __always_inline bool may_fragment(struct xdp_md *ctx)
 
 /* Only a sender that has set DF has asked to be told (RFC 1191, 3); and nobody is told of an error
  * about an error (RFC 1122, 3.2.2). */
-static __always_inline struct verdict too_big(struct xdp_md *ctx, const struct packet *pkt,
+static __always_inline struct verdict too_big(struct CONTEXT *ctx, const struct packet *pkt,
 					      __u32 mtu)
 {
 	if (!pkt->quote && (pkt->ipv6 || !may_fragment(ctx)) && spend(BUDGET_ANSWERS)) {

@@ -3,7 +3,8 @@
 #ifndef SHUNT_CHECKSUM_H
 #define SHUNT_CHECKSUM_H
 
-#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
 
 static __always_inline __u16 csum_fold(__u64 sum)
 {
@@ -14,14 +15,17 @@ static __always_inline __u16 csum_fold(__u64 sum)
 	return ~sum;
 }
 
-/* Sum of `words` 32-bit words in the order they stand in memory. */
+/* Sum of `words` 32-bit words in the order they stand in memory. One after the other: clang 14 would
+ * load all of them first, for which there is no stack. */
 static __always_inline __u64 csum_add(__u64 sum, const void *from, int words)
 {
 	const __u32 *word = from;
 
 #pragma unroll
-	for (int i = 0; i < words; i++)
+	for (int i = 0; i < words; i++) {
 		sum += word[i];
+		barrier_var(sum);
+	}
 	return sum;
 }
 
@@ -30,9 +34,20 @@ static __always_inline __u64 csum_sub(__u64 sum, const void *from, int words)
 	const __u32 *word = from;
 
 #pragma unroll
-	for (int i = 0; i < words; i++)
+	for (int i = 0; i < words; i++) {
 		sum += (__u32)~word[i];
+		barrier_var(sum);
+	}
 	return sum;
+}
+
+/* Returns what the sum of everything changes by, of which the checksum itself is a part. */
+static __always_inline __u64 swap_check(__sum16 *check, __u64 change)
+{
+	__u64 sum = (__u16) ~*check;
+
+	*check = csum_fold(sum + change);
+	return sum + *check;
 }
 
 #endif

@@ -3,7 +3,8 @@
 #ifndef SHUNT_ECHO_H
 #define SHUNT_ECHO_H
 
-#include "other.h"
+#include "answer.h"
+#include "look.h"
 
 #define ICMP_ECHO_REPLY	    0
 #define ICMP_ECHO_REQUEST   8
@@ -20,7 +21,7 @@ static __always_inline bool is_unicast(const struct packet *pkt)
 }
 
 /* In the frame's own bytes: only addresses, type and TTL change. */
-static __always_inline bool turn_echo(struct xdp_md *ctx, const struct packet *pkt)
+static __always_inline bool turn_echo(struct CONTEXT *ctx, const struct packet *pkt)
 {
 	struct icmp_error *icmp;
 
@@ -52,13 +53,12 @@ static __always_inline bool turn_echo(struct xdp_md *ctx, const struct packet *p
 		icmp->checksum = csum_fold((__u64)(__u16)~icmp->checksum +
 					   (__u16)~bpf_htons(ICMP_ECHO_REQUEST << 8));
 	}
-	if (at(ctx, ETH_HLEN) > end(ctx))
+	if (!swap_macs(ctx))
 		return false;
-	swap_macs(at(ctx, 0));
 	return true;
 }
 
-static __always_inline __u64 answer_echo(struct xdp_md *ctx, const struct packet *pkt)
+static __always_inline __u64 answer_echo(struct CONTEXT *ctx, const struct packet *pkt)
 {
 	__u32 plain = ETH_HLEN + (pkt->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
 	struct echo_key key __attribute__((aligned(8)));

@@ -33,17 +33,22 @@ struct place { /* where a packet falls in the tables */
 	__u32 cur;
 	__u32 prev;
 	__u32 state;
-	__u32 flags; /* enum svc_flag */
+	__u32 flags;   /* enum svc_flag */
+	__u32 named;   /* the backend that the packet's connection id names; 0 = none */
+	__u32 certain; /* and that it is not the client who chose the id */
 	__u64 idle_ns;
 };
 
+/* Whether flows are looked up: elsewhere the hash alone decides. */
+static __always_inline bool keeps_state(const struct place *p)
+{
+	return p->state != SLOT_SETTLED || p->flags & SVC_AFFINITY;
+}
+
 static __always_inline __u8 backend_flags(__u32 id)
 {
-	struct backend_val *b;
+	struct backend_val *b = id ? bpf_map_lookup_elem(&backends, &id) : NULL;
 
-	if (!id)
-		return 0;
-	b = bpf_map_lookup_elem(&backends, &id);
 	return b ? READ_ONCE(b->flags) : 0;
 }
 
@@ -80,7 +85,7 @@ static __always_inline __u32 recall(const struct flow_at *at, const struct packe
 	if (opens(pkt)) {
 		if (state == FLOW_CLOSING)
 			return 0;
-		if (state == FLOW_OPENING)
+		if (state == FLOW_OPENING && !DRY_RUN)
 			WRITE_ONCE(at->line->isn, pkt->seq);
 	} else if (state == FLOW_OPENING) {
 		if (pkt->seq - READ_ONCE(at->line->isn) > ISN_WINDOW)
@@ -90,9 +95,27 @@ static __always_inline __u32 recall(const struct flow_at *at, const struct packe
 	if (closes(pkt))
 		next = FLOW_CLOSING;
 	/* If the word has changed by now, another processor has just seen the flow too. */
-	if (next != state || older(age, TOUCH_NS))
+	if (!DRY_RUN && (next != state || older(age, TOUCH_NS)))
 		__sync_val_compare_and_swap(&at->line->word, at->word, flow_word(id, next, now));
 	return id;
+}
+
+/* A remembered flow's backend, to look at only; 0 = nothing speaks for it. */
+static __always_inline __u32 peek_at(const struct flow_key *key, __u32 hash, __u64 limit_ns,
+				     __u32 down)
+{
+	struct flow_at at = {};
+	__u32 id;
+	__u8 flags;
+
+	if (!flow_find(&flows, config.flows_mask, key, hash, &at))
+		return 0;
+	id = flow_backend(at.word);
+	flags = backend_flags(id);
+	if (!(flags & BACKEND_KNOWN) ||
+	    older((now_ns() >> FLOW_TICK_SHIFT) - flow_seen(at.word), limit_ns))
+		return 0;
+	return flags & BACKEND_UP ? id : down;
 }
 
 /* Not static: verified once, and not again for each packet that may get here. */
@@ -106,7 +129,8 @@ __noinline int forget_flow(__u32 hash, __u64 word, __u32 distance)
 		.distance = distance,
 	};
 
-	return at.line && flow_delete(&flows, config.flows_mask, &at, FLOW_BY_PROGRAM);
+	step(STEP_FLOW_FORGOTTEN, 0, word);
+	return !DRY_RUN && at.line && flow_delete(&flows, config.flows_mask, &at, FLOW_BY_PROGRAM);
 }
 
 /* Puts a flow into the table; the result's other part is `*word`, as the table has it now. `old` and
@@ -115,6 +139,13 @@ static __always_inline enum flow_inserted put_flow(const struct flow_key *key, _
 						   __u32 isn, __u64 *word, __u64 old,
 						   __u32 distance)
 {
+	if (DRY_RUN) {
+		/* Of an argument that nobody reads clang passes rubbish, which the verifier
+		 * refuses ("Caller passes invalid args"). */
+		barrier_var(distance);
+		return old || flow_has_room(&flows, config.flows_mask, hash) ? FLOW_INSERTED :
+									       FLOW_NO_ROOM;
+	}
 	if (old) {
 		struct flow_at at = {
 			.line = line_at(&flows, (hash + distance) & config.flows_mask),
@@ -174,7 +205,8 @@ __noinline __u32 affine_backend(const struct packet *pkt, __u32 svc, __u32 fallb
 		age = (now >> FLOW_TICK_SHIFT) - flow_seen(at.word);
 		if (!older(age, o->affinity_ns) &&
 		    (backend_flags(id) & (usable | BACKEND_DRAINED | BACKEND_REMOVED)) == usable) {
-			if (older(age, TOUCH_NS))
+			step(STEP_CLIENT, id, 1);
+			if (!DRY_RUN && older(age, TOUCH_NS))
 				flow_swap(at.line, at.word, flow_word(id, FLOW_CONFIRMED, now));
 			return id;
 		}
@@ -187,6 +219,7 @@ __noinline __u32 affine_backend(const struct packet *pkt, __u32 svc, __u32 fallb
 		note(EVENT_CLIENT_NOT_REMEMBERED);
 		return fallback;
 	}
+	step(STEP_CLIENT, flow_backend(word), 0);
 	note(EVENT_CLIENT_REMEMBERED);
 	return flow_backend(word);
 }
@@ -214,6 +247,7 @@ static __always_inline void restart_window(__u32 slot)
 	__u32 index = slot / RESTARTS_PER_VAL;
 	struct restarts_val *r = bpf_map_lookup_elem(&restarts, &index);
 
+	step(STEP_RESTART, slot, 0);
 	if (r)
 		WRITE_ONCE(r->slot[slot % RESTARTS_PER_VAL], 1);
 }
@@ -228,6 +262,7 @@ static __always_inline __u32 track(const struct packet *pkt, const struct place 
 	bool affinity = p->flags & SVC_AFFINITY, up = false, prev_up;
 	__u32 id = found ? recall(&at, pkt, p, now, &up) : 0, old, kept;
 
+	step(STEP_FLOW, id, found ? at.word : 0);
 	if (id)
 		return up ? id : p->cur;
 	if (p->state == SLOT_LINGERING && !affinity) {

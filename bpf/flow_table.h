@@ -205,6 +205,21 @@ static __always_inline struct flow_line *flow_claim(void *table, __u32 mask, __u
 	return NULL;
 }
 
+/* Whether a flow could be inserted; for who may not try. */
+static __always_inline int flow_has_room(void *table, __u32 mask, __u32 hash)
+{
+	struct flow_line *line = line_at(table, hash & mask);
+
+	if (!line || READ_ONCE(line->near) >> (FLOW_NEAR_BITS * (FLOW_SIBLINGS - 1)))
+		return 0;
+	for (__u32 d = 0; d < FLOW_REACH && d <= mask; d++) {
+		line = line_at(table, (hash + d) & mask);
+		if (line && !READ_ONCE(line->word))
+			return 1;
+	}
+	return 0;
+}
+
 /* The word of the line among `near` that has the key, or soon will; 0 = none. */
 static __always_inline __u64 flow_among(void *table, __u32 mask, const struct flow_key *key,
 					__u32 hash, __u64 near)

@@ -6,7 +6,7 @@
 #ifndef SHUNT_FRAGMENT_H
 #define SHUNT_FRAGMENT_H
 
-#include "other.h"
+#include "look.h"
 
 /* As long as Linux waits for the rest of an IPv4 datagram (net.ipv4.ipfrag_time). */
 #define FRAGMENT_IDLE_NS (30 * NS_PER_S)
@@ -17,6 +17,8 @@ static __always_inline void fragment_key_of(const struct packet *pkt, struct fra
 	__builtin_memcpy(key->daddr, pkt->key.daddr, 16);
 	key->id = pkt->fragment_id;
 	key->proto = pkt->ipv6 ? 0 : pkt->key.proto;
+	key->way = pkt->way;
+	key->pad0 = 0;
 }
 
 /* The first fragment was sent on: to a backend, or (0) as a reply to a client. */
@@ -32,12 +34,13 @@ __noinline int remember_first(const struct packet *pkt, __u32 svc_id, __u32 back
 	val.dport = pkt->key.dport;
 	val.proto = pkt->key.proto;
 	val.hash = pkt->hash;
+	step(STEP_FRAGMENT_FIRST, svc_id, backend);
 	note(EVENT_FRAGMENT_FIRST);
-	return !bpf_map_update_elem(&fragments, &s->fragment, &val, BPF_ANY);
+	return !DRY_RUN && !bpf_map_update_elem(&fragments, &s->fragment, &val, BPF_ANY);
 }
 
 /* A fragment that is not its datagram's first: where that went. */
-__noinline __u64 look_fragment(struct xdp_md *ctx, struct packet *pkt)
+__noinline __u64 look_fragment(struct CONTEXT *ctx, struct packet *pkt)
 {
 	struct nat_scratch *s = own_scratch();
 	struct fragment_val *first;
@@ -53,18 +56,19 @@ __noinline __u64 look_fragment(struct xdp_md *ctx, struct packet *pkt)
 		note(EVENT_FRAGMENT_LATE);
 		return LOOK_NOTHING;
 	}
+	pkt->rest = true;
 	set_ports(&pkt->key, first->sport, first->dport, first->proto);
 	pkt->hash = first->hash;
 	s->svc = first->svc;
 	s->backend = first->backend;
 	if (!s->backend)
-		return look_back(pkt, s) ? LOOK_FOUND :
-					   word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
+		return look_reverse(pkt, s) ? LOOK_FOUND :
+					      word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
 	service = bpf_map_lookup_elem(&svc, &s->svc);
 	s->mode = service ? service->mode : MODE_NONE;
 	if (s->mode == MODE_NONE)
 		return word_of(verdict(XDP_DROP, REASON_DROP_BAD_TABLE));
-	if (s->mode == MODE_NAT && !look_forward(pkt, s))
+	if ((AT_TC || s->mode == MODE_NAT) && !look_forward(pkt, s))
 		return word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
 	return LOOK_FOUND;
 }

@@ -58,7 +58,7 @@ static __always_inline void describe(struct xdp_md *ctx, struct hook_view *view)
 	struct packet pkt = {};
 	enum reason why;
 
-	parse(ctx, &pkt, &why);
+	parse(ctx, at(ctx, 0), end(ctx), &pkt, &why);
 	__builtin_memcpy(view->saddr, pkt.key.saddr, 16);
 	__builtin_memcpy(view->daddr, pkt.key.daddr, 16);
 	view->sport = pkt.key.sport;

@@ -10,10 +10,9 @@
 #define SHUNT_ICMP_H
 
 #include "echo.h"
-
-#define ICMP_TIME_EXCEEDED 11
-#define ICMP_BAD_HEADER	   12
-#define ICMPV6_BAD_HEADER  4
+#include "options.h"
+#include "rewrite.h"
+#include "select.h"
 
 static __always_inline bool is_icmp(const struct packet *pkt)
 {
@@ -36,7 +35,7 @@ static __always_inline bool same_ipv6(const struct in6_addr *in_frame, const __u
 }
 
 /* If the quote has ports that may concern us, the packet has its tuple from now on, reversed. */
-static __always_inline void read_quote(struct xdp_md *ctx, struct packet *pkt)
+static __always_inline void read_quote(struct CONTEXT *ctx, struct packet *pkt)
 {
 	__u32 l4 = pkt->l4, inner = l4 + sizeof(struct icmp_error), ports;
 	__be16 *port;
@@ -84,24 +83,6 @@ static __always_inline void read_quote(struct xdp_md *ctx, struct packet *pkt)
 	pkt->quote = true;
 }
 
-/* A remembered flow's backend, to look at only; 0 = nothing speaks for it. */
-static __always_inline __u32 peek_at(const struct flow_key *key, __u32 hash, __u64 limit_ns,
-				     __u32 down)
-{
-	struct flow_at at = {};
-	__u32 id;
-	__u8 flags;
-
-	if (!flow_find(&flows, config.flows_mask, key, hash, &at))
-		return 0;
-	id = flow_backend(at.word);
-	flags = backend_flags(id);
-	if (!(flags & BACKEND_KNOWN) ||
-	    older((now_ns() >> FLOW_TICK_SHIFT) - flow_seen(at.word), limit_ns))
-		return 0;
-	return flags & BACKEND_UP ? id : down;
-}
-
 /* The owner of an established flow, where the slot alone does not say: as track() finds it. */
 static __always_inline __u32 peek(const struct packet *pkt, const struct place *p,
 				  struct nat_scratch *s)
@@ -127,45 +108,46 @@ __noinline __u64 look_quote(struct packet *pkt)
 	struct svc_val *service;
 	struct place p = {};
 
-	if (!pkt || !s || !is_served(pkt))
+	if (!pkt || !s)
+		return LOOK_NOTHING;
+	if (pkt->way == WAY_TC_OUT)
+		return is_port_of_ours(pkt->key.proto, bpf_ntohs(pkt->key.sport)) &&
+				       look_reverse(pkt, s) ?
+			       LOOK_FOUND :
+			       LOOK_NOTHING;
+	if (!is_served(&pkt->key))
 		return LOOK_NOTHING;
 	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count &&
-	    look_back(pkt, s))
+	    look_reverse(pkt, s))
 		return LOOK_FOUND;
 	s->svc = find_service(pkt);
 	service = bpf_map_lookup_elem(&svc, &s->svc);
 	if (!s->svc || !service)
 		return LOOK_NOTHING;
 	s->mode = service->mode;
+	if (AT_TC ? s->mode != MODE_LOCAL && s->mode != MODE_NAT : s->mode == MODE_LOCAL)
+		return LOOK_NOTHING;
 	if (service->flags & SVC_HASH_CLIENT)
 		hash_by_client(pkt);
-	if (s->mode == MODE_NAT)
+	if (AT_TC || s->mode == MODE_NAT)
 		return look_forward(pkt, s) ? LOOK_FOUND :
 					      word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
-	if (s->mode == MODE_NONE || !find_place(pkt, service, &p))
+	if (s->mode == MODE_NONE || !find_place(pkt, s->svc, service, &p))
 		return word_of(verdict(XDP_DROP, REASON_DROP_BAD_TABLE));
-	s->backend =
-		p.state == SLOT_SETTLED && !(p.flags & SVC_AFFINITY) ? p.cur : peek(pkt, &p, s);
+	s->backend = keeps_state(&p) ? peek(pkt, &p, s) : p.cur;
 	return s->backend ? LOOK_FOUND : word_of(verdict(XDP_DROP, REASON_DROP_NO_BACKEND));
-}
-
-static __always_inline __u64 swap_check(__sum16 *check, __u64 change)
-{
-	__u64 sum = (__u16) ~*check;
-
-	*check = csum_fold(sum + change);
-	return sum + *check;
 }
 
 #define NO_ROOM (~0ULL) /* no sum is so large */
 
 /* The quoted packet's addresses become those of `to`, reversed: it went the other way. The error's
- * own go with them: to who sent what is quoted, and from the other end. Returns what its checksum
- * changes by. */
-static __noinline __u64 quote_addresses(struct xdp_md *ctx, const struct packet *pkt,
+ * own go with them: to who sent what is quoted; and from the other end, if that has changed. Returns
+ * what its checksum changes by. */
+static __noinline __u64 quote_addresses(struct CONTEXT *ctx, const struct packet *pkt,
 					const struct flow_key *to)
 {
 	__u32 l4 = pkt->l4, inner = l4 + sizeof(struct icmp_error);
+	bool hide = !same_address(to->saddr, pkt->key.saddr);
 	__u64 sum;
 
 	if (l4 > MAX_L4_OFFSET)
@@ -176,7 +158,8 @@ static __noinline __u64 quote_addresses(struct xdp_md *ctx, const struct packet 
 		if ((void *)(ip + 1) > end(ctx) || (void *)(in + 1) > end(ctx))
 			return NO_ROOM;
 		sum = csum_sub(csum_sub(0, &ip->saddr, 8), &in->saddr, 8);
-		__builtin_memcpy(&ip->saddr, to->saddr, 16);
+		if (hide)
+			__builtin_memcpy(&ip->saddr, to->saddr, 16);
 		__builtin_memcpy(&ip->daddr, to->daddr, 16);
 		__builtin_memcpy(&in->saddr, to->daddr, 16);
 		__builtin_memcpy(&in->daddr, to->saddr, 16);
@@ -187,7 +170,8 @@ static __noinline __u64 quote_addresses(struct xdp_md *ctx, const struct packet 
 		if ((void *)(ip + 1) > end(ctx) || (void *)(in + 1) > end(ctx))
 			return NO_ROOM;
 		sum = csum_sub(0, &ip->saddr, 2);
-		ip->saddr = ipv4_of(to->saddr);
+		if (hide)
+			ip->saddr = ipv4_of(to->saddr);
 		ip->daddr = ipv4_of(to->daddr);
 		ip->check = csum_fold((__u64)(__u16)~ip->check + csum_add(sum, &ip->saddr, 2));
 		sum = csum_sub(0, &in->saddr, 2);
@@ -198,8 +182,8 @@ static __noinline __u64 quote_addresses(struct xdp_md *ctx, const struct packet 
 	}
 }
 
-/* Mode nat: an error's addresses and its quote, translated. 0, or a verdict's word. */
-__noinline __u64 rewrite_quote(struct xdp_md *ctx, const struct packet *pkt)
+/* An error's addresses and its quote, translated. 0, or a verdict's word. */
+__noinline __u64 rewrite_quote(struct CONTEXT *ctx, const struct packet *pkt)
 {
 	const __u64 broken = word_of(verdict(XDP_DROP, REASON_DROP_BAD_TABLE));
 	struct nat_scratch *s = own_scratch();
@@ -243,7 +227,7 @@ __noinline __u64 rewrite_quote(struct xdp_md *ctx, const struct packet *pkt)
 }
 
 /* An echo request is answered, which ends in a verdict; an error's quote is read. */
-__noinline __u64 look_icmp(struct xdp_md *ctx, struct packet *pkt)
+__noinline __u64 look_icmp(struct CONTEXT *ctx, struct packet *pkt)
 {
 	struct icmp_error *icmp;
 	__u32 l4;
@@ -256,7 +240,8 @@ __noinline __u64 look_icmp(struct xdp_md *ctx, struct packet *pkt)
 	icmp = at(ctx, l4);
 	if ((void *)(icmp + 1) > end(ctx) || !fits_frame(ctx, pkt))
 		return 0;
-	if (icmp->type == (pkt->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST) && !icmp->code)
+	if (pkt->way != WAY_TC_OUT &&
+	    icmp->type == (pkt->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST) && !icmp->code)
 		return answer_echo(ctx, pkt);
 	if (is_error(icmp->type, pkt->ipv6))
 		read_quote(ctx, pkt);

@@ -5,6 +5,13 @@
 
 #include "vlan.h"
 
+/* A bond's native program is told the part of it that a packet came in by, which may have failed
+ * when something is to be sent back. */
+static __always_inline __u32 came_in_by(struct xdp_md *ctx)
+{
+	return config.bond ?: ctx->ingress_ifindex;
+}
+
 static __always_inline bool learn_hop(struct xdp_md *ctx, const struct packet *pkt,
 				      struct last_hop *hop)
 {
@@ -16,7 +23,7 @@ static __always_inline bool learn_hop(struct xdp_md *ctx, const struct packet *p
 	__builtin_memcpy(hop->own, eth->h_dest, ETH_ALEN);
 	hop->pad0 = 0;
 	hop->pad1 = 0;
-	hop->ifindex = ctx->ingress_ifindex;
+	hop->ifindex = came_in_by(ctx);
 	hop->tags = tags_of(pkt);
 	return true;
 }

@@ -4,15 +4,7 @@
 #define SHUNT_MAPS_H
 
 #include "hook_maps.h"
-
-#define ARRAY_MAP(NAME, VALUE, ENTRIES, FLAGS)    \
-	struct {                                  \
-		__uint(type, BPF_MAP_TYPE_ARRAY); \
-		__uint(max_entries, ENTRIES);     \
-		__uint(map_flags, FLAGS);         \
-		__type(key, __u32);               \
-		__type(value, VALUE);             \
-	} NAME SEC(".maps")
+#include "tables.h"
 
 /* Not preallocated: memory follows use. Not LRU: nothing evicts a live flow. */
 #define HASH_MAP(NAME, KEY, VALUE, ENTRIES)           \
@@ -24,19 +16,14 @@
 		__type(value, VALUE);                 \
 	} NAME SEC(".maps")
 
-ARRAY_MAP(meta, struct meta_val, 1, BPF_F_MMAPABLE);
-ARRAY_MAP(ports, struct ports_val, 2048, BPF_F_MMAPABLE);
-ARRAY_MAP(services, struct svc_line, 1024, BPF_F_MMAPABLE);
-ARRAY_MAP(svc, struct svc_val, 1024, BPF_F_MMAPABLE);
-ARRAY_MAP(svc_options, struct svc_options, 1024, BPF_F_MMAPABLE);
 HASH_MAP(names, __u32, struct svc_name, 1024);
-ARRAY_MAP(slots, struct slot_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(restarts, struct restarts_val, 1024 / RESTARTS_PER_VAL, BPF_F_MMAPABLE);
-ARRAY_MAP(backends, struct backend_val, 1024, BPF_F_MMAPABLE);
-ARRAY_MAP(nexthops, struct nexthop_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(flows, struct flow_line, 1024, BPF_F_MMAPABLE);
 HASH_MAP(nat_fwd, struct flow_key, struct nat_fwd_val, 1024);
 HASH_MAP(nat_rev, struct flow_key, struct nat_rev_val, 1024);
+ARRAY_MAP(nat_refused, struct nat_refused_val, 1024, BPF_F_MMAPABLE);
+HASH_MAP(server_ids, struct server_id_key, struct server_id_val, 1024);
+HASH_MAP(masq, struct masq_key, struct masq_val, 64);
 HASH_MAP(echo, struct echo_key, struct echo_val, 1024);
 PERCPU_MAP(reasons, struct count, REASON_COUNT);
 PERCPU_MAP(events, struct event_count, EVENT_COUNT);
@@ -59,9 +46,9 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1024);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct source_key);
-	__type(value, struct source_val);
-} sources SEC(".maps");
+	__type(key, struct masq_net_key);
+	__type(value, struct masq_net_val);
+} masq_nets SEC(".maps");
 
 /* What is forgotten here lets a network begin anew, no more. */
 struct {
@@ -88,6 +75,8 @@ struct {
 	enum flow_state flow_state;
 	enum flow_writer flow_writer;
 	enum flow_kind flow_kind;
+	enum nat_track nat_track;
+	enum masq_net masq_net;
 	enum svc_flag svc_flag;
 	enum hook_position hook_position;
 	enum hook_slot hook_slot;

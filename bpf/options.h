@@ -4,19 +4,7 @@
 #define SHUNT_OPTIONS_H
 
 #include "flow.h"
-
-static __always_inline bool source_allowed(const struct packet *pkt, __u32 set)
-{
-	struct source_key key = {
-		.prefix_bits = SOURCE_SET_BITS + 128,
-		.set = bpf_htonl(set),
-	};
-	struct source_val *found;
-
-	__builtin_memcpy(key.addr, pkt->key.saddr, 16);
-	found = bpf_map_lookup_elem(&sources, &key);
-	return found && found->allow; /* each set says what holds for all others */
-}
+#include "sources.h"
 
 /* The generic cell rate algorithm (ITU-T I.371): one word says how far ahead a network is. */
 static __always_inline bool within_rate(const struct packet *pkt, __u32 svc,
@@ -32,8 +20,10 @@ static __always_inline bool within_rate(const struct packet *pkt, __u32 svc,
 	to[0] = from[0] & mask[0];
 	to[1] = from[1] & mask[1];
 	rate = bpf_map_lookup_elem(&rates, &key);
+	step(STEP_RATE, !rate || (__s64)(rate->due_ns - now) <= (__s64)o->rate_burst_ns, 0);
 	if (!rate) {
-		bpf_map_update_elem(&rates, &key, &first, BPF_NOEXIST);
+		if (!DRY_RUN)
+			bpf_map_update_elem(&rates, &key, &first, BPF_NOEXIST);
 		return true;
 	}
 	due = READ_ONCE(rate->due_ns);
@@ -42,7 +32,8 @@ static __always_inline bool within_rate(const struct packet *pkt, __u32 svc,
 	if ((__s64)(due - now) < 0)
 		due = now;
 	/* Two at once on two processors count as one: no reason to refuse either. */
-	WRITE_ONCE(rate->due_ns, due + o->rate_gap_ns);
+	if (!DRY_RUN)
+		WRITE_ONCE(rate->due_ns, due + o->rate_gap_ns);
 	return true;
 }
 
@@ -62,7 +53,7 @@ static __noinline bool apply_options(struct packet *pkt, __u32 svc, __u32 flags,
 	if (!o)
 		return false;
 	*why = REASON_DROP_SOURCE_DENIED;
-	if (flags & SVC_SOURCES && !source_allowed(pkt, READ_ONCE(o->sources)))
+	if (flags & SVC_SOURCES && !source_allowed(pkt->key.saddr, READ_ONCE(o->sources)))
 		return false;
 	*why = REASON_DROP_RATE_LIMITED;
 	if (flags & SVC_RATE && opens(pkt) && !within_rate(pkt, svc, o))

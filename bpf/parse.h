@@ -6,7 +6,7 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
-#include "packet.h"
+#include "frontend.h"
 #include "verdict.h"
 
 /* Extension headers looked through; a packet with more is the stack's. */
@@ -24,6 +24,7 @@ struct packet {
 	struct flow_key key __attribute__((aligned(8)));
 	__u64 frontend; /* frontend_hash() of key */
 	__u32 hash;	/* flow_hash() of key */
+	__u32 len;	/* of the frame as it came */
 	__u32 ip_len;	/* bytes from the IP header to the end of its payload */
 	__u32 seq;	/* TCP only, host order */
 	__u16 l4;	/* offset of the transport header in the frame */
@@ -31,10 +32,20 @@ struct packet {
 	bool ipv6;
 	bool quote;	    /* an ICMP error; key is of the packet it quotes, reversed */
 	bool first;	    /* the first of several fragments */
+	__u8 tos;	    /* DSCP and ECN */
+	bool routed;	    /* IPv6: its last destination is another */
 	__u16 quoted_ports; /* where the quote has them in the frame */
+	__u8 way;	    /* enum way */
+	bool rest;	    /* a later fragment; key has its first one's ports */
 	__u32 fragment_id;
 	__u32 tag[2]; /* VLAN tags as they stood in the frame, the outer one first; 0 = none */
 };
+
+/* The transport header, of which the caller checks how much is there. */
+static __always_inline void *transport(struct CONTEXT *ctx, const struct packet *pkt)
+{
+	return at_most(ctx, pkt->l4, MAX_L4_OFFSET);
+}
 
 static __always_inline bool is_zero(const __u8 *addr)
 {
@@ -43,35 +54,11 @@ static __always_inline bool is_zero(const __u8 *addr)
 	return !(half[0] | half[1]);
 }
 
-/* Half of MurmurHash3's 64-bit finalizer (public domain): three operations a word. */
-static __always_inline __u64 stir(__u64 x)
+static __always_inline bool same_address(const __u8 *a, const __u8 *b)
 {
-	x ^= x >> 33;
-	x *= 0xff51afd7ed558ccdULL;
-	return x ^ x >> 33;
-}
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
 
-/* Stored as one word, since words are what is read of it. Little-endian. */
-static __always_inline void set_ports(struct flow_key *key, __be16 sport, __be16 dport, __u8 proto)
-{
-	*(__u64 *)&key->dport =
-		(__u64)sport << 32 | (__u32)SCOPE_EXTERNAL << 24 | (__u32)proto << 16 | dport;
-}
-
-static __always_inline __u32 dport_proto_scope(const struct flow_key *key)
-{
-	return *(const __u64 *)&key->dport;
-}
-
-/* Of the frontend with this port, protocol and scope: where map services has it. lb/frontends.py
- * computes the same. */
-static __always_inline __u64 frontend_hash(const struct flow_key *key, bool ipv6, __u32 tail)
-{
-	const __u64 *d = (const __u64 *)key->daddr;
-
-	if (!ipv6)
-		return stir((__u64)ipv4_of(key->daddr) << 32 | tail);
-	return stir(stir(stir(d[0]) ^ d[1]) ^ tail);
+	return x[0] == y[0] && x[1] == y[1];
 }
 
 /* Equal on every node with the same seed. The slot is its top bits. */
@@ -101,16 +88,20 @@ static __always_inline __u32 client_hash(const struct flow_key *key, __u64 what)
 }
 
 /* Returns whether to go on; if not, `*why` says why the stack gets the packet. */
-static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct packet *pkt, enum reason *why)
+static __always_inline bool parse_ipv4(void *from, void *to, struct packet *pkt, enum reason *why)
 {
-	struct iphdr *ip = at(ctx, ETH_HLEN);
+	struct iphdr *ip = from + ETH_HLEN;
+	__u32 version_ihl;
 
 	*why = REASON_PASS_MALFORMED;
-	if ((void *)(ip + 1) > end(ctx) || ip->version != 4 || ip->ihl < 5)
+	if ((void *)(ip + 1) > to)
 		return false;
-	pkt->ipv6 = false;
+	version_ihl = *(__u8 *)ip;
+	if (version_ihl < 0x45 || version_ihl > 0x4f)
+		return false;
+	pkt->tos = ip->tos;
 	pkt->ip_len = bpf_ntohs(ip->tot_len);
-	pkt->l4 = ETH_HLEN + ip->ihl * 4;
+	pkt->l4 = ETH_HLEN + (version_ihl - 0x40) * 4;
 	pkt->key.proto = ip->protocol;
 	map_ipv4(pkt->key.saddr, ip->saddr);
 	map_ipv4(pkt->key.daddr, ip->daddr);
@@ -125,7 +116,7 @@ static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct packet *pkt, e
 
 /* From the first extension header of IPv6, of type `next`, to the transport header. Returns what the
  * packet has there, or -1. Not static: verified once. */
-__noinline int skip_extensions(struct xdp_md *ctx, struct packet *pkt, __u32 next)
+__noinline int skip_extensions(struct CONTEXT *ctx, struct packet *pkt, __u32 next)
 {
 	__u32 offset = ETH_HLEN + sizeof(struct ipv6hdr);
 
@@ -151,6 +142,8 @@ __noinline int skip_extensions(struct xdp_md *ctx, struct packet *pkt, __u32 nex
 			pkt->first = where & bpf_htons(IPV6_MF) ? 1 : 0;
 			offset += 8;
 		} else {
+			if (next == NEXTHDR_ROUTING && ext[3])
+				pkt->routed = true;
 			offset += (ext[1] + 1) * 8;
 		}
 		next = ext[0];
@@ -159,15 +152,18 @@ __noinline int skip_extensions(struct xdp_md *ctx, struct packet *pkt, __u32 nex
 	return next;
 }
 
-static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *pkt, enum reason *why)
+static __always_inline bool parse_ipv6(struct CONTEXT *ctx, void *from, void *to,
+				       struct packet *pkt, enum reason *why)
 {
-	struct ipv6hdr *ip = at(ctx, ETH_HLEN);
+	struct ipv6hdr *ip = from + ETH_HLEN;
+	const __u8 *bytes = (const __u8 *)ip;
 	int next;
 
 	*why = REASON_PASS_MALFORMED;
-	if ((void *)(ip + 1) > end(ctx) || ip->version != 6)
+	if ((void *)(ip + 1) > to || bytes[0] >> 4 != 6)
 		return false;
 	pkt->ipv6 = true;
+	pkt->tos = bytes[0] << 4 | bytes[1] >> 4;
 	pkt->ip_len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	__builtin_memcpy(pkt->key.saddr, &ip->saddr, 16);
 	__builtin_memcpy(pkt->key.daddr, &ip->daddr, 16);
@@ -186,16 +182,17 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *pkt, e
 	return true;
 }
 
-static __always_inline bool parse_ports(struct xdp_md *ctx, struct packet *pkt)
+static __always_inline bool parse_ports(struct CONTEXT *ctx, void *from, void *to,
+					struct packet *pkt)
 {
 	__u32 offset = pkt->l4, header = sizeof(struct udphdr);
 
 	if (offset > MAX_L4_OFFSET)
 		return false;
 	if (pkt->key.proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = at(ctx, offset);
+		struct tcphdr *tcp = from + offset;
 
-		if ((void *)(tcp + 1) > end(ctx))
+		if ((void *)(tcp + 1) > to)
 			return false;
 		set_ports(&pkt->key, tcp->source, tcp->dest, IPPROTO_TCP);
 		pkt->seq = bpf_ntohl(tcp->seq);
@@ -204,30 +201,30 @@ static __always_inline bool parse_ports(struct xdp_md *ctx, struct packet *pkt)
 		if (header < sizeof(*tcp))
 			return false;
 	} else {
-		struct udphdr *udp = at(ctx, offset);
+		struct udphdr *udp = from + offset;
 
-		if ((void *)(udp + 1) > end(ctx))
+		if ((void *)(udp + 1) > to)
 			return false;
 		set_ports(&pkt->key, udp->source, udp->dest, IPPROTO_UDP);
 	}
 	/* A frame may be padded, but never shorter than its IP header says; and what it says has
 	 * room for the header whose ports we have read. */
-	return ETH_HLEN + pkt->ip_len <= (__u32)(ctx->data_end - ctx->data) &&
+	return ETH_HLEN + pkt->ip_len <= frame_len(ctx, to - from) &&
 	       offset + header <= ETH_HLEN + pkt->ip_len;
 }
 
-static __always_inline bool parse(struct xdp_md *ctx, struct packet *pkt, enum reason *why)
+/* `from` and `to` are where the frame begins and ends, or what of it can be read ends. */
+static __always_inline bool parse(struct CONTEXT *ctx, void *from, void *to, struct packet *pkt,
+				  enum reason *why)
 {
-	struct ethhdr *eth = at(ctx, 0);
-
 	*why = REASON_PASS_NOT_IP;
-	if ((void *)(eth + 1) > end(ctx))
+	if (from + ETH_HLEN > to)
 		return false;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		if (!parse_ipv4(ctx, pkt, why))
+	if (eth_type(from) == bpf_htons(ETH_P_IP)) {
+		if (!parse_ipv4(from, to, pkt, why))
 			return false;
-	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
-		if (!parse_ipv6(ctx, pkt, why))
+	} else if (eth_type(from) == bpf_htons(ETH_P_IPV6)) {
+		if (!parse_ipv6(ctx, from, to, pkt, why))
 			return false;
 	} else {
 		return false;
@@ -237,7 +234,7 @@ static __always_inline bool parse(struct xdp_md *ctx, struct packet *pkt, enum r
 		return false;
 	}
 	*why = REASON_PASS_MALFORMED;
-	return parse_ports(ctx, pkt);
+	return parse_ports(ctx, from, to, pkt);
 }
 
 /* A SYN that opens a connection. */

@@ -12,7 +12,7 @@ static __always_inline __u64 address_change(const struct packet *pkt, const stru
 }
 
 /* The addresses alone; `change` is what their sum changes by. */
-static __always_inline bool write_addresses(struct xdp_md *ctx, const struct packet *pkt,
+static __always_inline bool write_addresses(struct CONTEXT *ctx, const struct packet *pkt,
 					    const struct flow_key *to, __u64 change)
 {
 	if (pkt->ipv6) {
@@ -35,21 +35,19 @@ static __always_inline bool write_addresses(struct xdp_md *ctx, const struct pac
 	return true;
 }
 
-/* From the tuple in the packet to another, checksums included. */
-static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt,
-				    const struct flow_key *to)
+/* The ports, and the checksum; `addresses` is what their sum changes by. */
+static __always_inline bool write_ports(struct CONTEXT *ctx, const struct packet *pkt,
+					const struct flow_key *to, __u64 addresses)
 {
-	__u64 addresses = address_change(pkt, to);
 	__u64 all =
 		addresses + (__u16)~pkt->key.sport + (__u16)~pkt->key.dport + to->sport + to->dport;
+	void *header = transport(ctx, pkt);
 	__u16 *check;
 
-	if (!write_addresses(ctx, pkt, to, addresses))
-		return false;
-	if (pkt->l4 > MAX_L4_OFFSET)
+	if (!header)
 		return false;
 	if (pkt->key.proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = at(ctx, pkt->l4);
+		struct tcphdr *tcp = header;
 
 		if ((void *)(tcp + 1) > end(ctx))
 			return false;
@@ -57,7 +55,7 @@ static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt
 		tcp->dest = to->dport;
 		check = &tcp->check;
 	} else {
-		struct udphdr *udp = at(ctx, pkt->l4);
+		struct udphdr *udp = header;
 
 		if ((void *)(udp + 1) > end(ctx))
 			return false;
@@ -70,6 +68,35 @@ static __always_inline bool rewrite(struct xdp_md *ctx, const struct packet *pkt
 	*check = csum_fold((__u64)(__u16) ~*check + all);
 	if (!*check && pkt->key.proto == IPPROTO_UDP)
 		*check = 0xffff;
+	return true;
+}
+
+/* From the tuple in the packet to another of its family, checksums included. */
+static __always_inline bool rewrite(struct CONTEXT *ctx, const struct packet *pkt,
+				    const struct flow_key *to)
+{
+	__u64 addresses = address_change(pkt, to);
+
+	return write_addresses(ctx, pkt, to, addresses) && write_ports(ctx, pkt, to, addresses);
+}
+
+/* One hop on, as a router: also what ends a loop between two balancers. */
+static __always_inline bool decrement_ttl(struct CONTEXT *ctx, bool ipv6)
+{
+	if (ipv6) {
+		struct ipv6hdr *ip = at(ctx, ETH_HLEN);
+
+		if ((void *)(ip + 1) > end(ctx) || ip->hop_limit <= 1)
+			return false;
+		ip->hop_limit--;
+	} else {
+		struct iphdr *ip = at(ctx, ETH_HLEN);
+
+		if ((void *)(ip + 1) > end(ctx) || ip->ttl <= 1)
+			return false;
+		ip->ttl--;
+		ip->check = csum_fold((__u64)(__u16)~ip->check + (__u16)~bpf_htons(0x0100));
+	}
 	return true;
 }
 

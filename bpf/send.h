@@ -6,7 +6,8 @@
 #include "answer.h"
 #include "checksum.h"
 #include "flow.h"
-#include "vlan.h"
+#include "rewrite.h"
+#include "last_hop.h"
 
 #define OUTER_TTL 64
 
@@ -32,12 +33,19 @@ static __always_inline void write_macs(void *frame, const struct hop *hop)
 	*(__u32 *)(frame + 8) = hop->rest;
 }
 
-/* Memory for what does not fit on the stack, of which a program has 512 bytes. */
-static __always_inline struct nat_scratch *own_scratch(void)
+static __always_inline void step_hop(const struct hop *hop)
 {
-	__u32 zero = 0;
+	step(STEP_HOP, hop->ifindex, hop->mtu | (__u64)hop->tags << 32);
+	step(STEP_HOP_MAC, 0, hop->head << 16 >> 16);
+}
 
-	return bpf_map_lookup_elem(&scratch, &zero);
+/* To a client. The link was good for its packets. */
+static __always_inline struct hop hop_back(const struct last_hop *back)
+{
+	struct hop hop = {.mtu = 0xffff, .ifindex = back->ifindex, .tags = back->tags};
+
+	set_macs(&hop, *(__u64 *)back->peer, *(__u64 *)back->own);
+	return hop;
 }
 
 /* The agent does not know the neighbour (yet): ask the kernel. */
@@ -53,7 +61,7 @@ static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, 
 		return false;
 	fib = (struct bpf_fib_lookup *)s->fib;
 	*fib = (struct bpf_fib_lookup){
-		.ifindex = ctx->ingress_ifindex,
+		.ifindex = came_in_by(ctx),
 		.tot_len = ip_len,
 	};
 	if (b->flags & BACKEND_IPV6) {
@@ -79,6 +87,7 @@ static __noinline bool fib_hop(struct xdp_md *ctx, const struct backend_val *b, 
 	hop->mtu = 0xffff;
 	hop->ifindex = fib->ifindex;
 	hop->tags = 0;
+	step_hop(hop);
 	return true;
 }
 
@@ -91,12 +100,24 @@ static __always_inline bool find_hop(struct xdp_md *ctx, const struct backend_va
 	/* MAC and MTU change together, so they are read together. Little-endian. */
 	__u64 word = nh ? READ_ONCE(*(__u64 *)nh) : 0;
 
-	if (!(word << 16))
-		return fib_hop(ctx, b, ip_len, hop);
+	if (!(word << 16)) {
+		struct hop found; /* so that `hop` itself can stay in registers */
+
+		if (!fib_hop(ctx, b, ip_len, &found))
+			return false;
+		*hop = found;
+		if (nh && nh->ifindex) {
+			/* The FIB names a VLAN device, which takes no frames from a program. */
+			hop->ifindex = nh->ifindex;
+			hop->tags = nh->tags;
+		}
+		return true;
+	}
 	set_macs(hop, word, *(__u64 *)nh->smac);
 	hop->mtu = word >> 48;
 	hop->ifindex = nh->ifindex;
 	hop->tags = nh->tags;
+	step_hop(hop);
 	return true;
 }
 
@@ -105,34 +126,14 @@ static __always_inline struct verdict send(struct xdp_md *ctx, const struct pack
 {
 	if (hop->tags && !tag(ctx, pkt, hop->tags))
 		return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
-	return verdict(hop->ifindex == ctx->ingress_ifindex ? XDP_TX :
-							      bpf_redirect(hop->ifindex, 0),
+	/* XDP_TX from a bond leaves by the part that the bond chooses. */
+	return verdict(hop->ifindex == came_in_by(ctx) ? XDP_TX : bpf_redirect(hop->ifindex, 0),
 		       REASON_SENT_TO_BACKEND);
 }
 
 static __always_inline __u32 outer_size(const struct backend_val *b)
 {
 	return b->flags & BACKEND_IPV6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
-}
-
-/* One hop on, as a router: also what ends a loop between two balancers. */
-static __always_inline bool decrement_ttl(struct xdp_md *ctx, bool ipv6)
-{
-	if (ipv6) {
-		struct ipv6hdr *ip = at(ctx, ETH_HLEN);
-
-		if ((void *)(ip + 1) > end(ctx) || ip->hop_limit <= 1)
-			return false;
-		ip->hop_limit--;
-	} else {
-		struct iphdr *ip = at(ctx, ETH_HLEN);
-
-		if ((void *)(ip + 1) > end(ctx) || ip->ttl <= 1)
-			return false;
-		ip->ttl--;
-		ip->check = csum_fold((__u64)(__u16)~ip->check + (__u16)~bpf_htons(0x0100));
-	}
-	return true;
 }
 
 static __always_inline struct verdict send_l2(struct xdp_md *ctx, const struct packet *pkt,
@@ -151,16 +152,6 @@ static __always_inline struct verdict send_l2(struct xdp_md *ctx, const struct p
 	return send(ctx, pkt, hop);
 }
 
-/* DSCP and ECN go on the outer header too (RFC 6040, normal mode). */
-static __always_inline __u8 traffic_class(struct xdp_md *ctx, bool ipv6)
-{
-	__u8 *ip = at(ctx, ETH_HLEN);
-
-	if ((void *)(ip + 2) > end(ctx))
-		return 0;
-	return ipv6 ? (__u8)(ip[0] << 4 | ip[1] >> 4) : ip[1];
-}
-
 /* A word of an address in `config`, read as volatile as it is declared: through a plain pointer
  * the compiler takes it for the zero it is initialised with. */
 static __always_inline __be32 source_word(const volatile __u8 *addr, int word)
@@ -168,11 +159,13 @@ static __always_inline __be32 source_word(const volatile __u8 *addr, int word)
 	return ((const volatile __be32 *)addr)[word];
 }
 
+/* DSCP and ECN go on the outer header too (RFC 6040, normal mode). */
 static __always_inline void write_outer4(struct iphdr *ip, const struct packet *pkt,
-					 const struct backend_val *b, __u8 tos)
+					 const struct backend_val *b)
 {
 	__u32 *words = (__u32 *)ip;
-	__u32 first = 0x45 | (__u32)tos << 8 | (__u32)bpf_htons(sizeof(*ip) + pkt->ip_len) << 16;
+	__u32 first =
+		0x45 | (__u32)pkt->tos << 8 | (__u32)bpf_htons(sizeof(*ip) + pkt->ip_len) << 16;
 	__u32 second = bpf_htonl(IP_DF);
 	__u32 third = OUTER_TTL | (__u32)(pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP) << 8;
 	__u32 saddr =
@@ -187,11 +180,11 @@ static __always_inline void write_outer4(struct iphdr *ip, const struct packet *
 }
 
 static __always_inline void write_outer6(struct ipv6hdr *ip, const struct packet *pkt,
-					 const struct backend_val *b, __u8 tos)
+					 const struct backend_val *b)
 {
 	__be32 *word = (__be32 *)ip;
 
-	word[0] = bpf_htonl(6U << 28 | (__u32)tos << 20 | (pkt->hash & 0xfffff));
+	word[0] = bpf_htonl(6U << 28 | (__u32)pkt->tos << 20 | (pkt->hash & 0xfffff));
 	ip->payload_len = bpf_htons(pkt->ip_len);
 	ip->nexthdr = pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
 	ip->hop_limit = OUTER_TTL;
@@ -206,7 +199,6 @@ static __always_inline void write_outer6(struct ipv6hdr *ip, const struct packet
 static __noinline bool wrap_for_stack(struct xdp_md *ctx, const struct packet *pkt,
 				      const struct backend_val *b)
 {
-	__u8 tos = traffic_class(ctx, false);
 	struct ethhdr *from, *eth;
 	struct iphdr *ip;
 
@@ -218,7 +210,7 @@ static __noinline bool wrap_for_stack(struct xdp_md *ctx, const struct packet *p
 	if ((void *)(from + 1) > end(ctx))
 		return false;
 	*eth = *from;
-	write_outer4(ip, pkt, b, tos);
+	write_outer4(ip, pkt, b);
 	/* Two that share an identifier within some seconds may be mixed up; chance is the best
 	 * that there is without a counter for each backend. */
 	ip->id = bpf_get_prandom_u32();
@@ -228,14 +220,15 @@ static __noinline bool wrap_for_stack(struct xdp_md *ctx, const struct packet *p
 	return true;
 }
 
-static __always_inline struct verdict outer_too_big(struct xdp_md *ctx, const struct packet *pkt,
-						    const struct backend_val *b, __u32 mtu)
+/* Returns a verdict's word. */
+static __noinline __u64 outer_too_big(struct xdp_md *ctx, const struct packet *pkt,
+				      const struct backend_val *b, __u32 mtu)
 {
 	if (pkt->ipv6 || b->flags & BACKEND_IPV6 || !may_fragment(ctx))
-		return too_big(ctx, pkt, mtu);
+		return word_of(too_big(ctx, pkt, mtu));
 	if (!wrap_for_stack(ctx, pkt, b))
-		return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
-	return verdict(XDP_PASS, REASON_PASS_TO_FRAGMENT);
+		return word_of(verdict(XDP_DROP, REASON_DROP_NO_HEADROOM));
+	return word_of(verdict(XDP_PASS, REASON_PASS_TO_FRAGMENT));
 }
 
 static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct packet *pkt,
@@ -243,18 +236,17 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 {
 	bool outer6 = b->flags & BACKEND_IPV6;
 	__u32 outer = outer_size(b);
-	__u8 tos = traffic_class(ctx, pkt->ipv6);
 	struct ethhdr *eth;
 
 	if (pkt->ip_len + outer > hop->mtu)
-		return outer_too_big(ctx, pkt, b, hop->mtu - outer);
+		return verdict_of(outer_too_big(ctx, pkt, b, hop->mtu - outer));
 	if (outer6) {
 		if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct ipv6hdr)))
 			return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
 		eth = at(ctx, 0);
 		if ((void *)(eth + 1) + sizeof(struct ipv6hdr) > end(ctx))
 			return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-		write_outer6((void *)(eth + 1), pkt, b, tos);
+		write_outer6((void *)(eth + 1), pkt, b);
 		eth->h_proto = bpf_htons(ETH_P_IPV6);
 	} else {
 		if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct iphdr)))
@@ -262,7 +254,7 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 		eth = at(ctx, 0);
 		if ((void *)(eth + 1) + sizeof(struct iphdr) > end(ctx))
 			return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-		write_outer4((void *)(eth + 1), pkt, b, tos);
+		write_outer4((void *)(eth + 1), pkt, b);
 		eth->h_proto = bpf_htons(ETH_P_IP);
 	}
 	write_macs(eth, hop);

@@ -7,6 +7,7 @@
 
 #include "maps.h"
 #include "memory.h"
+#include "step.h"
 
 #define NS_PER_S 1000000000ULL
 
@@ -62,12 +63,35 @@ static __always_inline struct verdict verdict_of(__u64 word)
 	};
 }
 
+static __always_inline bool sent_on(__u32 reason)
+{
+	return reason == REASON_SENT_TO_BACKEND || reason == REASON_SENT_TO_CLIENT ||
+	       reason == REASON_SENT_ERROR_TO_BACKEND || reason == REASON_SENT_ERROR_TO_CLIENT;
+}
+
+/* A backend's packets are counted where it is known who it is, long before the packet leaves: by
+ * then the counter's memory, one of many, has come. A service's total is its own and these. */
+static __always_inline void count_backend(__u32 id, __u32 len)
+{
+	if (!DRY_RUN)
+		count(&backend_stats, bpf_get_smp_processor_id() * config.backends + id, len);
+}
+
 static __always_inline void note(__u32 event)
 {
 	struct event_count *n = bpf_map_lookup_elem(&events, &event);
 
+	step(STEP_EVENT, event, 0);
 	if (n)
 		n->times++;
+}
+
+/* Memory for what does not fit on the stack, of which a program has 512 bytes. */
+static __always_inline struct nat_scratch *own_scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
 }
 
 enum budget { BUDGET_INSERTS, BUDGET_ANSWERS, BUDGET_SAMPLES };
@@ -95,7 +119,7 @@ static __always_inline bool spend(enum budget kind)
 	}
 }
 
-static __noinline void take_sample(struct xdp_md *ctx, struct verdict *v)
+static __noinline void take_sample(struct CONTEXT *ctx, struct verdict *v)
 {
 	void *from = (void *)(long)ctx->data, *to = (void *)(long)ctx->data_end;
 	__u32 len, captured;
@@ -103,7 +127,7 @@ static __noinline void take_sample(struct xdp_md *ctx, struct verdict *v)
 
 	/* clang 14 would spill half of a packet pointer (6.18: "invalid size of register spill"). */
 	asm volatile("" : "+r"(from), "+r"(to));
-	len = to - from;
+	len = frame_len(ctx, to - from);
 	captured = len;
 	if (!spend(BUDGET_SAMPLES))
 		return;
@@ -129,23 +153,25 @@ static __noinline void take_sample(struct xdp_md *ctx, struct verdict *v)
 	barrier_var(captured);
 	if (captured >= ETH_HLEN) {
 		barrier_var(captured);
-		if (captured <= SAMPLE_BYTES && !bpf_xdp_load_bytes(ctx, 0, s->data, captured))
+		if (captured <= SAMPLE_BYTES && !load_frame(ctx, 0, s->data, captured))
 			s->captured = captured;
 	}
 	bpf_ringbuf_submit(s, 0);
 }
 
-static __always_inline int leave(struct xdp_md *ctx, struct verdict v, __u32 len)
+static __always_inline int leave(struct CONTEXT *ctx, struct verdict v, __u32 len)
 {
+	step(STEP_VERDICT, v.action, v.reason | (__u64)v.svc << 8 | (__u64)v.backend << 32);
+	if (DRY_RUN)
+		return v.action;
 	count(&reasons, v.reason, len);
-	/* A service's total is this and its backends'. */
-	if (v.backend)
-		count(&backend_stats, bpf_get_smp_processor_id() * config.backends + v.backend,
-		      len);
-	else if (v.svc)
+	if (v.svc && !v.backend)
 		count(&svc_stats, bpf_get_smp_processor_id() * config.services + v.svc, len);
-	if (v.action == XDP_DROP)
-		take_sample(ctx, &v);
+	if (v.action == XDP_DROP) {
+		struct verdict dropped = v; /* so that `v` itself can stay in registers */
+
+		take_sample(ctx, &dropped);
+	}
 	return v.action;
 }
 

@@ -26,11 +26,11 @@ static __always_inline bool is_tag(__be16 type)
 	return type == ETH_P_8021Q_N || type == ETH_P_8021AD_N;
 }
 
+/* IP is asked for first: most frames are neither tagged nor anything else. */
 static __always_inline bool is_tagged(void *from, void *to)
 {
-	struct ethhdr *eth = from;
-
-	return (void *)(eth + 1) <= to && is_tag(eth->h_proto);
+	return from + ETH_HLEN <= to && eth_type(from) != bpf_htons(ETH_P_IP) &&
+	       is_tag(eth_type(from));
 }
 
 /* A tag as tables hold it, from one as it stands in a frame. Little-endian. */
@@ -131,12 +131,6 @@ __noinline int tag(struct xdp_md *ctx, const struct packet *pkt, __u32 tags)
 __noinline int tag_again(struct xdp_md *ctx, const struct packet *pkt)
 {
 	return pkt && put_tags(ctx, pkt->tag[0], pkt->tag[1]);
-}
-
-static __always_inline bool sent_on(__u32 reason)
-{
-	return reason == REASON_SENT_TO_BACKEND || reason == REASON_SENT_TO_CLIENT ||
-	       reason == REASON_SENT_ERROR_TO_BACKEND || reason == REASON_SENT_ERROR_TO_CLIENT;
 }
 
 static __always_inline struct verdict retag(struct xdp_md *ctx, const struct packet *pkt,

@@ -113,10 +113,13 @@ def _print_changed(options: Options, rows: list[Json]) -> None:
 def print_backends(backends: Sequence[Json], with_service: bool = True) -> None:
     """A row each."""
     columns = ["SERVICE", "BACKEND", "STATE", "WEIGHT", "SHARE", "PACKETS", "BYTES", "NEXT HOP"]
+    ids = any(row["server_id"] for row in backends)
+    columns[2:2] = ["SERVER ID"] if ids else []
     rows = [
         [
             row["service"],
             row["backend"],
+            *([row["server_id"]] if ids else []),
             row["state"],
             _weight(row),
             percent(row["share"]),

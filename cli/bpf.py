@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
 import click
 
 from shunt.cli import render
@@ -10,10 +14,31 @@ from shunt.cli.flow import limit_option, note_more
 from shunt.cli.options import Group, Options
 from shunt.cli.render import endpoint, number
 
+Json = dict[str, Any]
+
 
 @click.group(cls=Group)
 def bpf() -> None:
     """The maps in the kernel as they are, with their ids and words."""
+
+
+def _rows(
+    options: Options,
+    what: tuple[str, str],
+    query: tuple[str | None, int],
+    columns: Mapping[str, Callable[[Json], object]],
+    right: Sequence[str],
+) -> None:
+    """What the API has at bpf/WHAT under that key, with a column for each function of a row."""
+    path, key = what
+    service, limit = query
+    found = options.client.get("bpf", path, service=service, limit=limit)
+    if options.json:
+        render.print_json(found[key])
+    else:
+        rows = [tuple(cell(row) for cell in columns.values()) for row in found[key]]
+        render.print_table(tuple(columns), rows, right=right)
+    note_more(found, limit)
 
 
 @bpf.group()
@@ -27,25 +52,17 @@ def lb() -> None:
 @click.pass_obj
 def lb_list(options: Options, service: str | None, limit: int) -> None:
     """Maps services and svc, of one service or of all, in the order in which they stand."""
-    found = options.client.get("bpf", "lb", service=service, limit=limit)
-    if options.json:
-        render.print_json(found["frontends"])
-    else:
-        columns = ("FRONTEND", "SVC", "NAME", "MODE", "FIRST SLOT", "SLOTS", "IDLE NS")
-        rows = [
-            (
-                row["frontend"],
-                row["svc"],
-                row["name"],
-                row["mode"],
-                row["first_slot"],
-                number(1 << row["log2_slots"]),
-                row["idle_ns"],
-            )
-            for row in found["frontends"]
-        ]
-        render.print_table(columns, rows, right=("SVC", "FIRST SLOT", "SLOTS", "IDLE NS"))
-    note_more(found, limit)
+    columns: dict[str, Callable[[Json], object]] = {
+        "FRONTEND": itemgetter("frontend"),
+        "SVC": itemgetter("svc"),
+        "NAME": itemgetter("name"),
+        "MODE": itemgetter("mode"),
+        "FIRST SLOT": itemgetter("first_slot"),
+        "SLOTS": lambda row: number(1 << row["log2_slots"]),
+        "IDLE NS": itemgetter("idle_ns"),
+    }
+    right = ("SVC", "FIRST SLOT", "SLOTS", "IDLE NS")
+    _rows(options, ("lb", "frontends"), (service, limit), columns, right)
 
 
 @bpf.group()
@@ -59,28 +76,16 @@ def flow() -> None:
 @click.pass_obj
 def flow_list(options: Options, service: str | None, limit: int) -> None:
     """Map flows, of one service or of all: each line that holds a flow."""
-    found = options.client.get("bpf", "flows", service=service, limit=limit)
-    if options.json:
-        render.print_json(found["flows"])
-    else:
-        columns = (
-            *("LINE", "SOURCE", "DESTINATION", "PROTOCOL", "SVC", "BACKEND ID", "STATE"),
-            *("HASH", "WORD", "NEAR"),
-        )
-        rows = [
-            (
-                row["line"],
-                endpoint(row["source"], row["source_port"]),
-                endpoint(row["destination"], row["destination_port"]),
-                row["protocol"],
-                row["svc"],
-                row["backend_id"],
-                row["state"],
-                row["hash"],
-                row["word"],
-                row["near"],
-            )
-            for row in found["flows"]
-        ]
-        render.print_table(columns, rows, right=("LINE", "SVC", "BACKEND ID"))
-    note_more(found, limit)
+    columns: dict[str, Callable[[Json], object]] = {
+        "LINE": itemgetter("line"),
+        "SOURCE": lambda row: endpoint(row["source"], row["source_port"]),
+        "DESTINATION": lambda row: endpoint(row["destination"], row["destination_port"]),
+        "PROTOCOL": itemgetter("protocol"),
+        "SVC": itemgetter("svc"),
+        "BACKEND ID": itemgetter("backend_id"),
+        "STATE": itemgetter("state"),
+        "HASH": itemgetter("hash"),
+        "WORD": itemgetter("word"),
+        "NEAR": itemgetter("near"),
+    }
+    _rows(options, ("flows", "flows"), (service, limit), columns, ("LINE", "SVC", "BACKEND ID"))

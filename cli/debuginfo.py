@@ -21,7 +21,7 @@ import click
 
 from shunt.cli import render
 from shunt.cli.client import Client, Refused, Unreachable
-from shunt.cli.options import Command, Options, config_options
+from shunt.cli.options import Command, Options, asked_state_option, config_options
 from shunt.cli.progress import progress
 from shunt.lb.errors import ShuntError
 
@@ -56,9 +56,12 @@ FILES = {
 
 @click.command(cls=Command)
 @config_options
+@asked_state_option
 @click.option("--file", "path", type=click.Path(path_type=Path), help="Where to write it.")
 @click.pass_obj
-def debuginfo(options: Options, config: Path, services: Path, path: Path | None) -> None:
+def debuginfo(
+    options: Options, config: Path, services: Path, state: Path | None, path: Path | None
+) -> None:
     """One archive for whoever helps you: status, tables' fill, doctor, files, kernel, log.
 
     Secrets are taken out, and flows are not in it; addresses of services, backends, this host and
@@ -69,7 +72,7 @@ def debuginfo(options: Options, config: Path, services: Path, path: Path | None)
     path = path or Path(f"{name}.tar.gz")
     pieces = [
         *_of_the_daemon(options.client),
-        ("doctor.json", lambda: _doctor(config, services)),
+        ("doctor.json", lambda: _doctor(options.client, config, services, state)),
         *_files(config, services),
         *_of_the_kernel(),
     ]
@@ -117,10 +120,10 @@ def _of_the_daemon(client: Client) -> Iterator[Piece]:
     yield "metrics.txt", lambda: "".join(client.text("metrics"))
 
 
-def _doctor(config: Path, services: Path) -> str:
+def _doctor(client: Client, config: Path, services: Path, state: Path | None) -> str:
     from shunt.cli.doctor import balancer_findings
 
-    findings = balancer_findings(config, services)
+    findings = balancer_findings(client, config, services, state)
     return _pretty([dataclasses.asdict(finding) for finding in findings])
 
 

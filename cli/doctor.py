@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from shunt.cli import render
-from shunt.cli.options import STATE, Command, Options, config_options, kept_in, state_option
+from shunt.cli.client import Client, Unreachable
+from shunt.cli.options import STATE, Command, Options, asked_state_option, config_options, kept_in
 from shunt.cli.progress import progress
 from shunt.lb.errors import ShuntError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @config_options
-@state_option
+@asked_state_option
 @click.option("--backend", is_flag=True, help="Judge this host as a backend.")
 @click.option("--vip", "vips", multiple=True, metavar="ADDR", help="With --backend: its VIPs.")
 @click.option(
@@ -38,7 +39,7 @@ def doctor(
     ctx: click.Context,
     config: Path,
     services: Path,
-    state: Path,
+    state: Path | None,
     backend: bool,
     vips: Sequence[str],
     mode: str,
@@ -46,7 +47,8 @@ def doctor(
 ) -> None:
     """What is right, doubtful or wrong about this host; each fix is a command.
 
-    Looks and changes nothing; the daemon is not needed. Exit code 1: something is wrong.
+    Looks and changes nothing; the daemon is not needed, and asked if it is there. Exit code 1:
+    something is wrong.
     """
     if not backend and (vips or iface):
         raise click.UsageError("--vip and --iface go with --backend.")
@@ -59,7 +61,7 @@ def doctor(
             findings = (
                 _backend(vips, mode, iface)
                 if backend
-                else balancer_findings(config, services, state)
+                else balancer_findings(ctx.ensure_object(Options).client, config, services, state)
             )
     except OSError as e:
         raise ShuntError(
@@ -72,15 +74,28 @@ def doctor(
     ctx.exit(1 if worst(findings) is Level.ERROR else 0)
 
 
-def balancer_findings(config: Path, services: Path, state: Path = STATE) -> list[Finding]:
-    """A node; also one whose files are wrong is looked at as far as it goes."""
+def balancer_findings(
+    client: Client, config: Path, services: Path, state: Path | None
+) -> list[Finding]:
+    """A node; also one whose files are wrong is looked at as far as it goes.
+
+    `state` None: the directory of the daemon, if it answers.
+    """
     from shunt.agent.doctor import Finding, Level, check_balancer
+    from shunt.agent.doctor_daemon import check_resolution
     from shunt.agent.doctor_speed import check_speed, gather_speed
+    from shunt.agent.doctor_trunk import check_trunks
     from shunt.agent.facts import gather_balancer
     from shunt.agent.sources.file import ConfigErrors, load
     from shunt.lb.model import Configuration, Settings
 
     wrong: list[Finding] = []
+    try:
+        told = client.get("status")
+    except Unreachable:
+        told = None
+    if state is None:
+        state = Path(told["state_directory"]) if told else STATE
     try:
         configuration = load(config, services, kept_in(state))
     except ConfigErrors as e:
@@ -91,7 +106,13 @@ def balancer_findings(config: Path, services: Path, state: Path = STATE) -> list
         configuration = Configuration(Settings(interfaces=()))
     facts = gather_balancer(configuration)
     speed = check_speed(gather_speed(facts.devices), facts, configuration)
-    return [*check_balancer(facts, configuration), *speed, *wrong]
+    return [
+        *check_balancer(facts, configuration),
+        *check_trunks(facts, configuration),
+        *(check_resolution(told) if told else ()),
+        *speed,
+        *wrong,
+    ]
 
 
 def _backend(vips: Sequence[str], mode: str, iface: str | None) -> list[Finding]:

@@ -79,9 +79,18 @@ def nat() -> None:
 @nat.command("list")
 @click.argument("service", required=False)
 @limit_option
+@click.option(
+    "--top", type=click.IntRange(1, LIMIT_MAX), is_flag=False, flag_value=10, metavar="[N]",
+    help="Instead: the N (10) destinations that ran out of ports, or come nearest to it.",
+)  # fmt: skip
 @click.pass_obj
-def nat_list(options: Options, service: str | None, limit: int) -> None:
+def nat_list(options: Options, service: str | None, limit: int, top: int | None) -> None:
     """Translations, of one service or of all, in no order."""
+    if top is not None:
+        if service is not None:
+            raise click.UsageError("--top is of the whole node: several services share a backend.")
+        print_top(options, top)
+        return
     found = options.client.get("nat", service=service, limit=limit)
     if options.json:
         render.print_json(found["flows"])
@@ -102,6 +111,28 @@ def nat_list(options: Options, service: str | None, limit: int) -> None:
         ]
         render.print_table(columns, rows, right=("IDLE",))
     note_more(found, limit)
+
+
+def print_top(options: Options, limit: int) -> None:
+    """Destinations, by ports refused and taken."""
+    found = options.client.get("nat", "top", limit=limit)["destinations"]
+    if options.json:
+        render.print_json(found)
+        return
+    columns = ("BACKEND", "PROTOCOL", "OWN", "TAKEN", "PORTS", "SHARE", "REFUSED")
+    rows = [
+        (
+            row["backend"],
+            row["protocol"],
+            row["own"],
+            number(row["taken"]),
+            number(row["ports"]),
+            f"{row['share']:.1%}",
+            number(row["refused"]),
+        )
+        for row in found
+    ]
+    render.print_table(columns, rows, right=columns[3:])
 
 
 def note_more(found: Json, limit: int) -> None:

@@ -108,6 +108,7 @@ def cleanup(options: Options, bpffs: Path, yes: bool) -> None:
         if bpffs.is_dir():
             with _nobody_runs(bpffs):
                 removed += _remove_pins(bpffs)
+        removed += _check_path()
         removed += _release_neighbours()
         removed += _remove_socket(options.socket)
     if options.json:
@@ -120,14 +121,24 @@ def cleanup(options: Options, bpffs: Path, yes: bool) -> None:
 
 
 def _remove_pins(bpffs: Path) -> list[str]:
+    from shunt.kern import links
+    from shunt.sockops import attach as sockets
+    from shunt.tc import attach as tc
     from shunt.xdp import attach
     from shunt.xdp.decap import PREFIX
 
-    removed = []
+    removed = [*sockets.cleanup(bpffs), *tc.cleanup(bpffs)]
     for path in sorted(bpffs.glob(f"{PREFIX}*")):
-        attach.detach_pin(path)
+        links.detach_pin(path)
         removed.append(str(path))
     return [*removed, *attach.cleanup(bpffs)]
+
+
+def _check_path() -> list[str]:
+    """What leads health checks through VIPs, of a shuntd that was killed."""
+    from shunt.xdp import check
+
+    return check.cleanup()
 
 
 def _release_neighbours() -> list[str]:

@@ -16,25 +16,32 @@ from shunt.cli.render import endpoint, label
 
 
 @click.command(cls=Command)
-@click.option("--type", "kind", type=click.Choice(["drop"]), default="drop", show_default=True)
+@click.option(
+    "--type", "kind", type=click.Choice(["drop", "nat"]), default="drop", show_default=True
+)
+@click.option("--service", help="Of this service alone.")
+@click.option("--backend", help="Of this backend alone, as `shunt backend list` names it.")
+@click.option("--from", "network", metavar="NETWORK", help="Of clients in this network alone.")
+@click.option("--reason", help="Dropped for this reason alone: drop-no-backend, ...")
 @click.option("--count", type=click.IntRange(1), help="End after so many.")
 @click.pass_obj
-def monitor(options: Options, kind: str, count: int | None) -> None:
-    """Dropped packets as they come, until Ctrl-C.
+def monitor(options: Options, /, kind: str, count: int | None, **filters: str | None) -> None:
+    """Dropped packets as they come, or translations of mode nat, until Ctrl-C.
 
-    A sample of them: at most `budgets: samples` a second for each processor. With -o json, one
+    Of drops a sample: at most `budgets: samples` a second for each processor. With -o json, one
     object a line.
     """
+    shown = line if kind == "drop" else translation
     seen = 0
     try:
-        for sample in options.client.stream("monitor", type=kind):
+        for found in options.client.stream("monitor", type=kind, **filters):
             if options.json:
-                print(json.dumps(sample), flush=True)
-            elif "lost" in sample:
-                print(f"shunt: too slow for {sample['lost']} samples", file=sys.stderr)
+                print(json.dumps(found), flush=True)
+            elif "lost" in found:
+                print(f"shunt: too slow for {found['lost']} samples", file=sys.stderr)
             else:
-                print(line(sample), flush=True)
-            seen += "lost" not in sample
+                print(shown(found), flush=True)
+            seen += "lost" not in found
             if seen == count:
                 return
     except KeyboardInterrupt:
@@ -44,11 +51,33 @@ def monitor(options: Options, kind: str, count: int | None) -> None:
     )
 
 
+def clock(seconds: float) -> str:
+    """A time of this day, in milliseconds."""
+    at = datetime.fromtimestamp(seconds).astimezone()
+    return at.strftime("%H:%M:%S.") + f"{at.microsecond // 1000:03}"
+
+
+def translation(found: dict[str, Any]) -> str:
+    """A translation in one line: when it began or ended, who to whom, as what, for what."""
+    words = [
+        clock(found["time"]),
+        found["event"],
+        found["protocol"],
+        endpoint(found["client"], found["client_port"]),
+        ">",
+        endpoint(found["vip"], found["vip_port"]),
+        "as",
+        endpoint(found["own"], found["own_port"]),
+        *([f"service {found['service']}"] if found["service"] else []),
+        *([f"backend {found['backend']}"] if found["backend"] else []),
+    ]
+    return " ".join(words)
+
+
 def line(sample: dict[str, Any]) -> str:
     """A sample in one line: when, why, where, who to whom, for what."""
-    at = datetime.fromtimestamp(sample["time"]).astimezone()
     words = [
-        at.strftime("%H:%M:%S.") + f"{at.microsecond // 1000:03}",
+        clock(sample["time"]),
         label(sample["reason"]),
         sample["interface"],
     ]

@@ -118,12 +118,19 @@ bpffs_option = click.option(
     help="Where the programs and maps are pinned.",
 )
 
+_STATE_HELP = "Where shuntd keeps services of the API and addresses given by pools."
 state_option = click.option(
     "--state",
     type=click.Path(path_type=Path),
     default=STATE,
     show_default=True,
-    help="Where shuntd keeps services of the API and addresses given by pools.",
+    help=_STATE_HELP,
+)
+# For commands that ask the daemon anyway, if it answers.
+asked_state_option = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help=f"{_STATE_HELP}  [default: as the running shuntd says; {STATE}]",
 )
 
 

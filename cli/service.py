@@ -69,6 +69,7 @@ def show(options: Options, name: str) -> None:
             ("service", found["name"]),
             ("origin", found["origin"]),
             ("vips", ", ".join(found["vips"])),
+            *([("of this host", ", ".join(found["node"]))] if found["node"] else ()),
             ("ports", ", ".join(found["ports"])),
             ("mode", found["mode"]),
             (
@@ -79,6 +80,7 @@ def show(options: Options, name: str) -> None:
             ("traffic", f"{number(found['packets'])} packets, {size(found['bytes'])}"),
             ("idle", ", ".join(f"{p} {s:g} s" for p, s in found["idle_s"].items())),
             ("health", _check(check) if check else "not checked"),
+            *([("quic", _quic(found["quic"]))] if found["quic"] else []),
         ]
     )
     print()
@@ -87,6 +89,13 @@ def show(options: Options, name: str) -> None:
 
 service.add_command(add)
 service.add_command(remove)
+
+
+def _quic(quic: Json) -> str:
+    return (
+        f"by connection id, configuration {quic['config_id']}:"
+        f" server id {quic['server_id_length']} octets, nonce {quic['nonce_length']}"
+    )
 
 
 def _check(check: Json) -> str:

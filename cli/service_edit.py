@@ -20,10 +20,12 @@ REQUEST = "request"  # what shuntd's errors call the text that was sent
 
 @click.command(cls=Command)
 @click.argument("what", metavar="NAME|FILE|-")
-@click.option("--vip", "vips", multiple=True, metavar="ADDRESS|pool/NAME", help="One or more.")
+@click.option(
+    "--vip", "vips", multiple=True, metavar="ADDRESS|pool/NAME|node/NETWORK", help="One or more."
+)
 @click.option("--port", "ports", multiple=True, metavar="PORT[/udp]", help="One or more.")
 @click.option("--backend", "backends", multiple=True, metavar="ADDRESS[:PORT]")
-@click.option("--mode", type=click.Choice(["dsr-ipip", "dsr-l2", "nat"]))
+@click.option("--mode", type=click.Choice(["dsr-ipip", "dsr-l2", "nat", "local"]))
 @click.option("--health", type=click.Choice(["none", "tcp"]))
 @click.option("--replace", is_flag=True, help="Also if the API has one of this name.")
 @click.pass_obj

@@ -51,6 +51,10 @@ def _show(shown: Json) -> None:
         print()
         times = [(render.label(name), number(n)) for name, n in shown["events"].items()]
         render.print_table(("EVENT", "TIMES"), times, right=("TIMES",))
+    if shown["sockets"]["calls"]:
+        print()
+        calls = [(render.label(n), number(times)) for n, times in shown["sockets"]["calls"].items()]
+        render.print_table(("SOCKETS", "CALLS"), calls, right=("CALLS",))
     _show_losses(shown["losses"])
     _show_problems(shown)
 
@@ -75,6 +79,7 @@ def _show_losses(losses: list[Json]) -> None:
 def _lines(shown: Json) -> Iterator[tuple[str, str]]:
     for interface in shown["interfaces"]:
         yield f"interface {interface['name']}", _attached(interface)
+    yield "sockets", _covered(shown["sockets"])
     yield "services", number(shown["services"])
     yield "backends", ", ".join(f"{number(n)} {state}" for state, n in shown["backends"].items())
     slots = shown["slots"]
@@ -86,6 +91,9 @@ def _lines(shown: Json) -> Iterator[tuple[str, str]]:
     clients = f", {number(flows['clients'])} clients" if flows["clients"] else ""
     yield "flows", f"{remembered}, {number(flows['exceptions'])} exceptions{clients}"
     yield "nat", f"{number(nat['pairs'])} of {number(nat['limit'])} translations"
+    if nat["ports_busiest"] and nat["ports_busiest"] > NEARLY_FULL * nat["ports"]:
+        share = percent(nat["ports_busiest"] / nat["ports"])
+        yield "", f"{share} of nat's ports are taken towards one backend: `shunt nat list --top`"
     scan, apply = shown["scan"], shown["apply"]
     yield "last scan", "none yet" if scan["ago_s"] is None else f"{duration(scan['ago_s'])} ago"
     yield "last apply", f"{apply['took_ms']} ms; {number(apply['writes'])} writes since the start"
@@ -107,9 +115,21 @@ def _lines(shown: Json) -> Iterator[tuple[str, str]]:
 def _attached(interface: Json) -> str:
     if not interface["ifindex"]:
         return "there is no such interface"
+    translating = "" if interface["tc"] == "none" else f", TC by {interface['tc']}"
+    if interface["xdp"] == "off":
+        return f"no XDP{translating}"
     if not interface["attached"]:
         return "the program is NOT ATTACHED"
-    return f"{interface['mode']}, program {interface['program_id']}"
+    return f"{interface['mode']}, program {interface['program_id']}{translating}"
+
+
+def _covered(sockets: Json) -> str:
+    if sockets["scope"] == "off":
+        return "off"
+    if not sockets["attached"]:
+        return "the programs are NOT ATTACHED"
+    whose = {"host": "of this network namespace", "all": "of all network namespaces"}
+    return f"{whose[sockets['scope']]}, {sockets['cgroup']}"
 
 
 def _show_problems(shown: Json) -> None:

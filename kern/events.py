@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Self
@@ -30,6 +30,7 @@ _GROUPS = {
     "NEXTHOP": 32,
 }
 RTM_NEWNEXTHOP, RTM_DELNEXTHOP = 104, 105
+ADDRESSES = ("IPV4_IFADDR", "IPV6_IFADDR")
 # Room for a burst; what does not fit becomes a Resync.
 _BUFFER_BYTES = 1 << 20
 _RECEIVE_BYTES = 1 << 16
@@ -82,7 +83,10 @@ _KINDS = {
 class Events:
     """A socket that hears of changes in the network namespace of the thread that makes it."""
 
-    def __init__(self, buffer_bytes: int = _BUFFER_BYTES) -> None:
+    def __init__(
+        self, buffer_bytes: int = _BUFFER_BYTES, groups: Iterable[str] = tuple(_GROUPS)
+    ) -> None:
+        """`groups`: of which changes to hear; those of _GROUPS."""
         self._socket = socket.socket(
             socket.AF_NETLINK,
             socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
@@ -95,8 +99,8 @@ class Events:
             except PermissionError:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
             self._socket.bind((0, 0))
-            for group in _GROUPS.values():
-                self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+            for name in groups:
+                self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, _GROUPS[name])
         except OSError:
             self._socket.close()
             raise

@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shunt.kern import libbpf, netdev
+from shunt.kern import cgroup, libbpf, netdev
+from shunt.kern.mounts import mounts
 from shunt.lb.errors import ShuntError
 
 KERNEL_MIN = (6, 1)
 BPFFS = Path("/sys/fs/bpf")
+MODULES = Path("/lib/modules")
 
 # linux/capability.h
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
@@ -118,13 +120,10 @@ def filesystem_of(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) ->
     """The type of the file system that holds `path`, which need not exist."""
     path = path.absolute()
     best, kind = -1, ""
-    for line in mountinfo.read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        # Spaces stand as \040 there.
-        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields.split()[4]))
-        # Later mounts lie on top of earlier ones.
+    for mount in mounts(mountinfo):
+        point = mount.point
         if (path == point or point in path.parents) and len(point.parts) >= best:
-            best, kind = len(point.parts), rest.split()[0]
+            best, kind = len(point.parts), mount.kind
     return kind
 
 
@@ -153,22 +152,41 @@ def jit(path: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -> Feature:
     )
 
 
-def ipip(modules: Path = Path("/lib/modules"), release: str = "") -> Feature:
-    """The kernel's own decapsulation, for backends; the module, or what is built in."""
+def _module(name: str, modules: Path, release: str) -> tuple[bool, str]:
+    """Whether the kernel has a module, or its code built in; and where that was seen."""
     release = release or platform.release()
     found = False
-    for name in ("modules.dep", "modules.builtin"):
-        index = modules / release / name
-        if index.is_file():
-            found |= re.search(r"(^|/)ipip\.ko", index.read_text(), re.MULTILINE) is not None
-    return Feature(
-        "ipip",
-        found,
-        needed=False,
-        why=f"{modules / release} {'lists' if found else 'does not list'} ipip.ko",
-        what="this kernel cannot take IPIP apart by itself",
-        fix="on a backend: shunt decap --iface DEV",
-    )
+    for index in ("modules.dep", "modules.builtin"):
+        path = modules / release / index
+        if path.is_file():
+            found |= re.search(rf"(^|/){name}\.ko", path.read_text(), re.MULTILINE) is not None
+    return found, f"{modules / release} {'lists' if found else 'does not list'} {name}.ko"
+
+
+def _by_module(name: str, module: str, what: str, fix: str, modules: Path, release: str) -> Feature:
+    present, why = _module(module, modules, release)
+    return Feature(name, present, needed=False, why=why, what=what, fix=fix)
+
+
+def ipip(modules: Path = MODULES, release: str = "") -> Feature:
+    """The kernel's own decapsulation, for backends; the module, or what is built in."""
+    what = "this kernel cannot take IPIP apart by itself"
+    fix = "on a backend: shunt decap --iface DEV"
+    return _by_module("ipip", "ipip", what, fix, modules, release)
+
+
+def vlan(modules: Path = MODULES, release: str = "") -> Feature:
+    """VLAN devices: packets with tags are balanced without, but no backend is routed by one."""
+    what = "this kernel has no VLAN devices: backends behind tags cannot be routed to"
+    fix = "boot a kernel with CONFIG_VLAN_8021Q (every Debian kernel has it)"
+    return _by_module("vlan", "8021q", what, fix, modules, release)
+
+
+def bonding(modules: Path = MODULES, release: str = "") -> Feature:
+    """Bond devices."""
+    what = "this kernel has no bond devices"
+    fix = "boot a kernel with CONFIG_BONDING (every Debian kernel has it)"
+    return _by_module("bonding", "bonding", what, fix, modules, release)
 
 
 def xdp_features() -> Feature:
@@ -201,9 +219,45 @@ def xdp_tracepoints(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
     )
 
 
+def cgroup2(mountinfo: Path = cgroup.MOUNTINFO) -> Feature:
+    """Where sockets of this host are covered from."""
+    try:
+        found = cgroup.root(mountinfo)
+    except ShuntError as error:
+        return Feature("cgroup2", False, False, error.why, error.what, error.fix)
+    return Feature("cgroup2", True, needed=False, why=f"cgroup v2 is mounted on {found}")
+
+
+def socket_hooks(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+    """Whether the kernel asks programs about the addresses of sockets' calls."""
+    function = "__cgroup_bpf_run_filter_sock_addr"
+    present = path.is_file() and b"\0%s\0" % function.encode() in path.read_bytes()
+    return Feature(
+        "socket_hooks",
+        present,
+        needed=False,
+        why=f"{path} {'lists' if present else 'does not list'} {function}",
+        what="processes of this host cannot be given backends at connect()",
+        fix="boot a kernel with CONFIG_CGROUP_BPF (every Debian kernel has it), or set"
+        " `sockets: off`",
+    )
+
+
+def tcx(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+    present = path.is_file() and b"\0tcx_link\0" in path.read_bytes()
+    return Feature(
+        "tcx",
+        present,
+        needed=False,
+        why=f"{path} {'has' if present else 'has no'} struct tcx_link",
+        what="TC programs are attached as filters of a clsact qdisc",
+        fix="nothing is lost by it; Linux 6.6 and later have links for them",
+    )
+
+
 def hook_compiler(
     packages: Path = Path("/usr/lib/python3/dist-packages"),
-    modules: Path = Path("/lib/modules"),
+    modules: Path = MODULES,
     archive: Path = Path("/sys/kernel/kheaders.tar.xz"),
     release: str = "",
 ) -> Feature:
@@ -235,7 +289,12 @@ PROBES: tuple[Callable[[], Feature], ...] = (
     jit,
     xdp_features,
     xdp_tracepoints,
+    cgroup2,
+    socket_hooks,
+    tcx,
     ipip,
+    vlan,
+    bonding,
     hook_compiler,
 )
 

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Self
 from shunt.lb.errors import ShuntError
 
 # sys/inotify.h. A file counts when its writer closes it, not with every write.
-IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO = 0x8, 0x40, 0x80
+IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO = 0x2, 0x8, 0x40, 0x80
 IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x100, 0x200, 0x400, 0x800
 IN_Q_OVERFLOW, IN_IGNORED, IN_ONLYDIR, IN_MASK_ADD = 0x4000, 0x8000, 0x1000000, 0x20000000
+IN_ISDIR = 0x40000000
 _CONTENT = IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE
-_MASK = _CONTENT | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
+_MASK = _CONTENT | IN_MODIFY | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
 _EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,6 +37,8 @@ class Watch:
 
     Shape:  `read()` gives the paths that changed; a watched path itself among them says that
             anything there may have: it came, went, or there was more to tell than fitted.
+            `writing` has those that somebody has begun to write and not yet closed; they have not
+            changed yet.
     Raises: ShuntError if the kernel grants no further watch.
     """
 
@@ -42,6 +46,7 @@ class Watch:
         # Not resolved: a link that is pointed elsewhere is a change, too.
         self._wanted = {Path(path).absolute() for path in paths}
         self._directories: dict[int, set[Path]] = {}
+        self.writing: set[str] = set()
         self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise _refused("the configuration", ctypes.get_errno())
@@ -72,6 +77,7 @@ class Watch:
         while data := self._take():
             for watch, mask, name in _events(data):
                 if mask & IN_Q_OVERFLOW:
+                    self.writing.clear()
                     changed |= self._wanted
                     moved = True
                 elif mask & (IN_IGNORED | IN_DELETE_SELF | IN_MOVE_SELF):
@@ -80,7 +86,12 @@ class Watch:
                     self._forget(watch, mask)
                 else:
                     for place in self._directories.get(watch, ()):
-                        changed |= self._concerned(place / name)
+                        found = self._concerned(place / name)
+                        if mask & IN_MODIFY or _is_begun(place / name, mask):
+                            self.writing |= {str(path) for path in found}
+                        else:
+                            self.writing -= {str(path) for path in found}
+                            changed |= found
                     # Perhaps a directory that we wait for, or one on the way to it.
                     moved |= bool(mask & ~IN_CLOSE_WRITE & _CONTENT)
         if moved:
@@ -140,6 +151,17 @@ def _events(data: bytes) -> Iterable[tuple[int, int, str]]:
         offset += _EVENT.size
         yield watch, mask, os.fsdecode(data[offset : offset + length].rstrip(b"\0"))
         offset += length
+
+
+def _is_begun(path: Path, mask: int) -> bool:
+    """Whether this event is of a file that its writer will close: no directory, no link."""
+    if not mask & IN_CREATE or mask & IN_ISDIR:
+        return False
+    try:
+        found = path.lstat()
+    except OSError:  # gone already
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def _refused(path: str, code: int) -> ShuntError:

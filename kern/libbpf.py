@@ -18,12 +18,14 @@ SampleFn = c.CFUNCTYPE(INT, P, P, Z)
 
 # bpf_cmd-independent constants of <linux/bpf.h>, which has no Python face.
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
-BPF_XDP = 37
+BPF_XDP, BPF_TCX_INGRESS, BPF_TCX_EGRESS = 37, 46, 47
 MAP_HASH, MAP_ARRAY, MAP_PROG_ARRAY, MAP_PERCPU_ARRAY = 1, 2, 3, 6
 MAP_LRU_HASH, MAP_LPM_TRIE, MAP_RINGBUF = 9, 11, 27
 PROG_TYPE_XDP = 6
 BPF_F_MMAPABLE = 1 << 10
+BPF_TC_INGRESS, BPF_TC_EGRESS, BPF_TC_F_REPLACE = 1, 2, 1
 XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 1 << 1, 1 << 2
+TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 2, 7  # UNSPEC: TCX_NEXT, to other programs
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 
 
@@ -34,7 +36,7 @@ class BatchOpts(c.Structure):
 
 
 class LinkCreateOpts(c.Structure):
-    """struct bpf_link_create_opts, up to the part that XDP uses"""
+    """struct bpf_link_create_opts, up to the part that XDP and TCX use"""
 
     _fields_ = (
         ("sz", Z),
@@ -57,6 +59,25 @@ class XdpQueryOpts(c.Structure):
         ("hw_prog_id", U),
         ("skb_prog_id", U),
         ("attach_mode", c.c_uint8),
+    )
+
+
+class TcHook(c.Structure):
+    """struct bpf_tc_hook"""
+
+    _fields_ = (("sz", Z), ("ifindex", INT), ("attach_point", INT), ("parent", U))
+
+
+class TcOpts(c.Structure):
+    """struct bpf_tc_opts"""
+
+    _fields_ = (
+        ("sz", Z),
+        ("prog_fd", INT),
+        ("flags", U),
+        ("prog_id", U),
+        ("handle", U),
+        ("priority", U),
     )
 
 
@@ -139,6 +160,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_program__flags": (U, P),
     "bpf_program__set_flags": (INT, P, U),
     "bpf_program__set_autoload": (INT, P, c.c_bool),
+    "bpf_program__expected_attach_type": (INT, P),
     "bpf_program__set_log_buf": (INT, P, P, Z),
     "bpf_program__set_log_level": (INT, P, U),
     "bpf_linker__new": (P, c.c_char_p, P),
@@ -164,6 +186,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_link_update": (INT, INT, INT, P),
     "bpf_link_detach": (INT, INT),
     "bpf_xdp_query": (INT, INT, INT, c.POINTER(XdpQueryOpts)),
+    "bpf_tc_hook_create": (INT, c.POINTER(TcHook)),
+    "bpf_tc_hook_destroy": (INT, c.POINTER(TcHook)),
+    "bpf_tc_attach": (INT, c.POINTER(TcHook), c.POINTER(TcOpts)),
+    "bpf_tc_detach": (INT, c.POINTER(TcHook), c.POINTER(TcOpts)),
     "bpf_raw_tracepoint_open": (INT, c.c_char_p, INT),
     "bpf_enable_stats": (INT, INT),
     "bpf_prog_test_run_opts": (INT, INT, c.POINTER(TestRunOpts)),
@@ -338,7 +364,7 @@ class ProgInfo(c.Structure):
 
 
 class LinkInfo(c.Structure):
-    """struct bpf_link_info for an XDP link"""
+    """struct bpf_link_info for an XDP or TCX link"""
 
     _fields_ = (
         ("type", U),
@@ -347,4 +373,18 @@ class LinkInfo(c.Structure):
         ("pad", U),
         ("ifindex", U),
         ("rest", c.c_uint8 * 44),
+    )
+
+
+class CgroupLinkInfo(c.Structure):
+    """struct bpf_link_info for a link to a control group"""
+
+    _fields_ = (
+        ("type", U),
+        ("id", U),
+        ("prog_id", U),
+        ("pad", U),
+        ("cgroup_id", c.c_uint64),
+        ("attach_type", U),
+        ("rest", c.c_uint8 * 36),
     )

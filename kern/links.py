@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""XDP links: attach, swap the program, say who holds an interface. And links to tracepoints."""
+"""XDP links: attach, swap the program, say who holds an interface. And links to tracepoints and
+to control groups."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 from shunt.kern import libbpf
+from shunt.kern.objects import open_pin
 from shunt.lb.errors import ShuntError
 
 # A page, less XDP's headroom, the Ethernet header, and what the kernel keeps at a buffer's end
@@ -100,7 +103,9 @@ def attach_xdp(prog_fd: int, ifindex: int, name: str, mode: str) -> tuple[int, s
         f"cannot attach to {name} in mode {mode}",
         refused,
         "`xdp: auto` falls back to generic; a driver's native mode may want a smaller MTU"
-        " (`ip -d link show`) or fewer queues (`ethtool -L`)",
+        " (`ip -d link show`) or fewer queues (`ethtool -L`); a bond's wants mode active-backup,"
+        " 802.3ad, balance-xor or balance-rr, a hash policy other than vlan+srcmac, and native XDP"
+        " in each of its parts",
     )
 
 
@@ -119,7 +124,7 @@ def update(link_fd: int, prog_fd: int) -> None:
 
 
 def info(link_fd: int) -> tuple[int, int]:
-    """(ifindex, prog_id) of an XDP link; ifindex 0 when the interface has gone."""
+    """(ifindex, prog_id) of an XDP or TCX link; ifindex 0 when the interface has gone."""
     raw = libbpf.LinkInfo()
     libbpf.info_by_fd(link_fd, raw)
     return int(raw.ifindex), int(raw.prog_id)
@@ -133,9 +138,37 @@ def detach(link_fd: int) -> None:
     libbpf.call("bpf_link_detach", link_fd)
 
 
+def detach_pin(path: Path) -> None:
+    """Detach a pinned link and remove the pin."""
+    try:
+        fd = open_pin(path)
+        try:
+            detach(fd)
+        finally:
+            os.close(fd)
+    except OSError:
+        pass  # what it was attached to has gone
+    path.unlink(missing_ok=True)
+
+
 def attach_tracing(prog_fd: int) -> int:
     """Attach a program of type tp_btf to its tracepoint, until the descriptor is closed.
 
     Raises: OSError.
     """
     return libbpf.call("bpf_raw_tracepoint_open", None, prog_fd)
+
+
+def attach_cgroup(prog_fd: int, cgroup_fd: int, attach_type: int) -> int:
+    """Attach to a control group, beside whoever is there, for it and all below it.
+
+    Raises: OSError (EPERM: a program there allows none beside it; E2BIG: there are 64).
+    """
+    return libbpf.call("bpf_link_create", prog_fd, cgroup_fd, attach_type, None)
+
+
+def cgroup_info(link_fd: int) -> tuple[int, int]:
+    """(id of the control group, prog_id) of a link to one; the first is 0 if it has gone."""
+    raw = libbpf.CgroupLinkInfo()
+    libbpf.info_by_fd(link_fd, raw)
+    return int(raw.cgroup_id), int(raw.prog_id)

@@ -53,6 +53,11 @@ class Neighbour:
     ours: bool = False  # because we asked for it
 
     @property
+    def kept(self) -> bool:
+        """Whether the kernel looks after it by itself."""
+        return self.managed or bool(self.state & (NUD_PERMANENT | NUD_NOARP))
+
+    @property
     def usable_mac(self) -> bytes | None:
         """The MAC to send to, if there is one now."""
         return self.mac if self.state & USABLE and len(self.mac) == 6 else None

@@ -41,6 +41,8 @@ _SHORT = {
     "rx-gro": "gro",
     "rx-gro-hw": "rx-gro-hw",
     "rx-lro": "lro",
+    "rx-vlan-hw-parse": "rxvlan",
+    "tx-vlan-hw-insert": "txvlan",
 }
 
 
@@ -75,7 +77,7 @@ def driver(name: str) -> str:
 
 
 def offloads(name: str) -> frozenset[str]:
-    """Which of the offloads that matter here are on: tx, rx, tso, gso, gro, rx-gro-hw, lro."""
+    """Which of the offloads that matter here are on, in ethtool's words: the values of _SHORT."""
     ethtool = IoctlEthtool(name)
     try:
         features = ethtool.get_features()

@@ -35,9 +35,9 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
 NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 # linux/if.h, linux/if_arp.h, linux/if_addr.h, linux/rtnetlink.h
-IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x8, 0x40, 0x10000
 ARPHRD_ETHER = 1
-IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x08, 0x40
+IFA_F_SECONDARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x01, 0x08, 0x20, 0x40
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RTM_F_FIB_MATCH = 0x2000
@@ -76,6 +76,7 @@ class Link:
     lower: int = 0  # ifindex of the device below, or of a veth's other end
     lower_nsid: int | None = None  # set if that is in another namespace: our number for it
     vlan: int = 0  # the tag that a VLAN device puts on: its number, and TAG_PROVIDER
+    master: int = 0  # ifindex of the bond or bridge that it is a part of
 
     @property
     def ethernet(self) -> bool:
@@ -95,6 +96,12 @@ class InterfaceAddress:
     def usable(self) -> bool:
         """False while, or after, duplicate address detection forbids its use."""
         return not self.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
+
+    @property
+    def primary(self) -> bool:
+        """Whether new connections may come from it: not a further one of its network, or a
+        temporary or deprecated one of IPv6."""
+        return not self.flags & (IFA_F_SECONDARY | IFA_F_DEPRECATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +305,10 @@ def pick(links: Iterable[Link], name: str) -> Link:
     return named[name]
 
 
+# After a return of the carrier the second comes later, and until then nothing is sent.
+_SENDS = IFF_LOWER_UP | IFF_RUNNING
+
+
 def to_link(message: Any) -> Link:
     """A decoded RTM_NEWLINK or RTM_DELLINK."""
     flags = message["flags"]
@@ -311,12 +322,13 @@ def to_link(message: Any) -> Link:
         mac=bytes.fromhex(mac.replace(":", "")) if mac else b"",
         mtu=message.get_attr("IFLA_MTU") or 0,
         up=bool(flags & IFF_UP),
-        carrier=bool(flags & IFF_LOWER_UP),
+        carrier=flags & _SENDS == _SENDS,
         kind=kind,
         loopback=bool(flags & IFF_LOOPBACK),
         lower=message.get_attr("IFLA_LINK") or 0,
         lower_nsid=message.get_attr("IFLA_LINK_NETNSID"),
         vlan=_vlan(data) if data is not None else 0,
+        master=message.get_attr("IFLA_MASTER") or 0,
     )
 
 
@@ -325,6 +337,13 @@ def _vlan(data: Any) -> int:
     number = int(data.get_attr("IFLA_VLAN_ID") or 0)
     provider = bool(data.get_attr("IFLA_VLAN_PROTOCOL") == _ETH_P_8021AD)
     return number | TAG_PROVIDER * provider
+
+
+def ports(link: Link, links: Mapping[int, Link]) -> list[Link]:
+    """The devices that a link's frames really come in by: a bond's parts, or itself."""
+    if link.kind != "bond":
+        return [link]
+    return [part for part in links.values() if part.master == link.ifindex]
 
 
 def below_vlans(link: Link, links: Mapping[int, Link]) -> tuple[int, int]:

@@ -26,6 +26,7 @@ _TYPE_NAMES = {
     6: "percpu_array",
     9: "lru_hash",
     11: "lpm_trie",
+    24: "sk_storage",
     27: "ringbuf",
 }
 _LOG_BYTES = 4 << 20
@@ -146,6 +147,11 @@ class Object:
         """Before load."""
         libbpf.call("bpf_program__set_flags", self._program_handles[program], flags)
 
+    def attach_type(self, program: str) -> int:
+        """Where a program may be attached, as its section says: enum bpf_attach_type."""
+        lib = libbpf.lib()
+        return int(lib.bpf_program__expected_attach_type(self._program_handles[program]))
+
     def instructions(self, program: str) -> bytes:
         """What was loaded, functions included. Units: 8 bytes an instruction."""
         lib, h = libbpf.lib(), self._program_handles[program]
@@ -178,7 +184,8 @@ class Object:
         """
         lib = libbpf.lib()
         for name, h in self._program_handles.items():
-            self._logs[name] = c.create_string_buffer(_LOG_BYTES)
+            # Memory that is not touched unless there is something to say.
+            self._logs[name] = (c.c_char * _LOG_BYTES).from_buffer(mmap.mmap(-1, _LOG_BYTES))
             lib.bpf_program__set_log_buf(h, self._logs[name], _LOG_BYTES)
         libbpf.take_log()
         code = lib.bpf_object__load(self._obj)

@@ -40,7 +40,10 @@ class Ring:
         """Hand over every record there is; returns how many.
 
         Raises: what the callback raised; the records after that one are still in the ring.
+                ValueError if it is closed.
         """
+        if not self._ring:
+            raise ValueError("the ring is closed")
         count = int(libbpf.lib().ring_buffer__consume(self._ring))
         if self._error is not None:
             error, self._error = self._error, None

@@ -179,6 +179,13 @@ def veth(a: Namespace, a_name: str, b: Namespace, b_name: str, mtu: int) -> None
         namespace.ip(f"link set dev {device} up")
 
 
+def cable(a: Namespace, a_name: str, b: Namespace, b_name: str) -> None:
+    """A veth pair with every offload that it has; both ends are up."""
+    a.ip(f"link add name {a_name} type veth peer name {b_name} netns {b.name}")
+    for namespace, device in ((a, a_name), (b, b_name)):
+        namespace.ip(f"link set dev {device} up")
+
+
 def offloads(namespace: Namespace, device: str) -> None:
     """Make a veth end behave like a wire.
 

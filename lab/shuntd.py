@@ -176,7 +176,7 @@ def daemons(
             daemon.write_services(services)
             daemon.start()
         for daemon in running.values():
-            daemon.wait_ready()
+            daemon.wait_ready(30)
         yield running
     finally:
         for daemon in running.values():

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv6Address
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from shunt.lb import maglev
@@ -17,6 +17,7 @@ from shunt.lb.model import (
     IPAddress,
     Mode,
     Protocol,
+    Quic,
     RateLimit,
     Service,
     SourceRule,
@@ -24,10 +25,10 @@ from shunt.lb.model import (
 from shunt.lb.standing import STEPS
 
 NS_PER_S = 1_000_000_000
+_MAPPED = bytes(10) + b"\xff\xff"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True, gc=False):
     """What a backend id stands for within one target. Port 0 is the frontend's."""
 
     address: IPAddress
@@ -38,11 +39,14 @@ class Endpoint:
         return hash((int(self.address), self.port))
 
     def __str__(self) -> str:
-        return str(Backend(self.address, self.port)) if self.port else str(self.address)
+        if self.port:
+            return str(Backend(self.address, self.port))
+        if isinstance(self.address, IPv6Address):
+            return str(self.address)
+        return "{}.{}.{}.{}".format(*self.address.packed)  # the same, in half of the time
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True, gc=False):
     """One backend as it should be treated now."""
 
     endpoint: Endpoint
@@ -50,6 +54,7 @@ class Member:
     up: bool = True  # not failing
     drained: bool = False  # by the operator: no new flows
     override: int = 0  # weight set at run time; 0 = as configured
+    server_id: bytes = b""  # which QUIC connection ids are its own; none without Options.quic
 
     @property
     def takes_new_flows(self) -> bool:
@@ -57,18 +62,20 @@ class Member:
         return self.up and not self.drained
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True, gc=False):
     """What a service asks for beyond balancing."""
 
     affinity_ns: int = 0
     hash_client: bool = False
     sources: tuple[SourceRule, ...] = ()
     rate: RateLimit | None = None
+    quic: Quic | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+NO_OPTIONS = Options()  # as almost every service has them: one for all
+
+
+class Target(Struct, frozen=True, gc=False):
     """One service id: a service's frontends of one protocol, and their backends."""
 
     name: str  # "web/tcp"
@@ -79,11 +86,10 @@ class Target:
     log2: int
     frontends: frozenset[Frontend]
     members: tuple[Member, ...]
-    options: Options = Options()
+    options: Options = NO_OPTIONS
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(Struct, frozen=True, gc=False):
     """What a node knows of a backend beyond its configuration."""
 
     up: bool = True
@@ -107,7 +113,11 @@ def targets(
 def differing(before: Iterable[Service], after: Iterable[Service]) -> set[str]:
     """The names of the services that came, went, or changed."""
     rest = {service.name: service for service in before}
-    found = {service.name for service in after if rest.pop(service.name, None) != service}
+    found = set()
+    for service in after:
+        old = rest.pop(service.name, None)
+        if old is not service and old != service:  # most are the very same
+            found.add(service.name)
     return found | rest.keys()
 
 
@@ -122,6 +132,7 @@ def compile_target(
     """One service and protocol."""
     name = target_name(service.name, protocol)
     udp = protocol is Protocol.UDP
+    quic = service.quic if udp else None
     members = []
     endpoints = [Endpoint(backend.address, backend.port) for backend in service.backends]
     conditions = [condition(name, endpoint) for endpoint in endpoints]
@@ -129,7 +140,15 @@ def compile_target(
     starting = any(now.tenths < STEPS for now in conditions)
     for backend, endpoint, now in zip(service.backends, endpoints, conditions, strict=True):
         weight = (now.weight or backend.weight) * (now.tenths if starting else 1)
-        members.append(Member(endpoint, weight, now.up, now.drained, now.weight))
+        server_id = backend.server_id if quic else b""
+        members.append(Member(endpoint, weight, now.up, now.drained, now.weight, server_id))
+    options = Options(
+        round(service.affinity_s * NS_PER_S),
+        service.hash_by == "client",
+        service.sources,
+        None if udp else service.rate,
+        quic,
+    )
     return Target(
         name=name,
         mode=service.mode,
@@ -139,12 +158,7 @@ def compile_target(
         log2=maglev.log2_slots(len(service.backends), service.slots_per_backend),
         frontends=frozenset(f for f in service.frontends() if f.protocol is protocol),
         members=tuple(members),
-        options=Options(
-            round(service.affinity_s * NS_PER_S),
-            service.hash_by == "client",
-            service.sources,
-            None if udp else service.rate,
-        ),
+        options=NO_OPTIONS if options == NO_OPTIONS else options,
     )
 
 
@@ -153,31 +167,29 @@ def owners(target: Target, ids: Mapping[Endpoint, int]) -> NDArray[np.uint32]:
 
     Shape: (2**target.log2,).
     """
-    owner_ids, table = shares(target, ids)
+    owner_ids, table = shares(target, [ids[member.endpoint] for member in target.members])
     return owner_ids[table]
 
 
-def shares(
-    target: Target, ids: Mapping[Endpoint, int]
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def shares(target: Target, ids: Sequence[int]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """The same in two parts: the ids of those who own slots, and of each slot an index into them.
 
-    Shape: (n,), (2**target.log2,); n is at least 1.
+    Shape: `ids` are the members'. (n,), (2**target.log2,); n is at least 1.
     """
-    members = [m for m in target.members if m.takes_new_flows]
+    owning = [(m, i) for m, i in zip(target.members, ids, strict=True) if m.takes_new_flows]
     table = np.zeros(1 << target.log2, np.uint32)
-    if not members:
+    if not owning:
         return np.zeros(1, np.uint32), table
-    hashes = maglev.hash_array([maglev.hash_identity(str(m.endpoint)) for m in members])
-    maglev.fill_hashed(hashes, np.array([m.weight for m in members], np.uint32), table)
-    return np.array([ids[m.endpoint] for m in members], np.uint32), table
+    hashes = maglev.hash_array([maglev.hash_identity(str(m.endpoint)) for m, _ in owning])
+    maglev.fill_hashed(hashes, np.array([m.weight for m, _ in owning], np.uint32), table)
+    return np.array([i for _, i in owning], np.uint32), table
 
 
 def mapped(address: IPAddress) -> bytes:
     """An address as the tables hold it: IPv6, or IPv4-mapped."""
     if isinstance(address, IPv6Address):
         return address.packed
-    return bytes(10) + b"\xff\xff" + address.packed
+    return _MAPPED + address.packed
 
 
 def unmapped(raw: bytes) -> IPAddress:

@@ -11,6 +11,8 @@ from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple
 
+from msgspec import Struct
+
 from shunt.lb.checks import How
 
 IPAddress = IPv4Address | IPv6Address
@@ -31,6 +33,12 @@ class Mode(StrEnum):
     DSR_IPIP = "dsr-ipip"
     DSR_L2 = "dsr-l2"
     NAT = "nat"
+    LOCAL = "local"
+
+    @property
+    def translates(self) -> bool:
+        """Whether the destination changes; every flow is remembered then, whatever its slot."""
+        return self in {Mode.NAT, Mode.LOCAL}
 
 
 class Frontend(NamedTuple):
@@ -56,13 +64,16 @@ class Port:
         return f"{self.port or 'any'}/{self.protocol.name.lower()}"
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """A server behind a service. Port 0 is the frontend's own port."""
+class Backend(Struct, frozen=True, gc=False):
+    """A server behind a service. Port 0 is the frontend's own port.
+
+    There may be 100,000: a Struct is made in a tenth of a dataclass's time, and is smaller.
+    """
 
     address: IPAddress
     port: int = 0
     weight: int = 1
+    server_id: bytes = b""  # what it writes into QUIC connection ids; Quic says how many bytes
 
     def __str__(self) -> str:
         if not self.port:
@@ -89,6 +100,7 @@ class HealthCheck:
     # Below this share of backends up, all count as up. 0.01 of up to 100 is: when none is up.
     panic_threshold: float = 0.01
     how: How = None
+    via: Literal["backend", "vip"] = "backend"  # which address its packets have
 
 
 class SourceRule(NamedTuple):
@@ -109,8 +121,23 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Quic:
+    """How backends make QUIC connection ids: draft-ietf-quic-load-balancers, in plaintext.
+
+    Units: lengths are octets; the configuration's id is the first three bits.
+    """
+
+    server_id_length: int
+    config_id: int = 0
+    nonce_length: int = 4
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
-    """Frontends (every VIP with every port) and the backends that answer for them."""
+    """Frontends (every VIP with every port) and the backends that answer for them.
+
+    `node`: this host's own addresses in these networks are VIPs too; ipam/node.py puts them in.
+    """
 
     name: str
     vips: tuple[IPAddress, ...]
@@ -126,7 +153,10 @@ class Service:
     affinity_s: float = 0.0  # 0: none
     sources: tuple[SourceRule, ...] = ()  # none: everybody is served
     rate: RateLimit | None = None
+    quic: Quic | None = None  # of its UDP ports
     echo: bool | None = None  # VIPs answer echo requests while a backend lives; None: as the node
+    node: tuple[IPNetwork, ...] = ()
+    yields: frozenset[Frontend] = frozenset()  # to services that name these addresses themselves
 
     def protocols(self) -> tuple[Protocol, ...]:
         """The protocols of the ports, TCP first: each is a service of its own in the data path."""
@@ -136,7 +166,14 @@ class Service:
         """Every VIP with every port, in the order written."""
         for vip in self.vips:
             for port in self.ports:
-                yield Frontend(vip, port.port, port.protocol)
+                frontend = Frontend(vip, port.port, port.protocol)
+                if not self.yields or frontend not in self.yields:
+                    yield frontend
+
+    def crosses_families(self) -> bool:
+        """Whether a client of one family may get a backend of the other."""
+        families = {vip.version for vip in self.vips}
+        return any(families - {backend.address.version} for backend in self.backends)
 
     def region_slots(self) -> int:
         """Slots of one protocol: a power of two, from the configured backends alone."""
@@ -154,8 +191,19 @@ class Limits:
     nexthops: int = 4096
     sources: int = 65536
     rates: int = 65536
+    server_ids: int = 4096
     flows: int = 3 * 2**17  # what half a million lines of 64 bytes are good for
     nat: int = 2**18
+
+
+@dataclass(frozen=True, slots=True)
+class Masquerade:
+    """What leaves the node by these interfaces gets its address: clients' packets to backends
+    elsewhere, and what comes from `sources` unless it is for one of `not_to`."""
+
+    interfaces: tuple[str, ...]
+    sources: tuple[IPNetwork, ...] = ()
+    not_to: tuple[IPNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +211,27 @@ class Settings:
     """What holds for the whole node. Budgets are a second, for each processor."""
 
     interfaces: tuple[str, ...]
-    xdp_mode: Literal["auto", "native", "generic"] = "auto"
+    xdp_mode: Literal["auto", "native", "generic", "off"] = "auto"
     hash_seed: int = 0
     ipip_source4: IPv4Network = IPv4Network("198.18.0.0/16")
     ipip_source6: IPv6Network = IPv6Network("100::/64")
     nat_port_min: int = 10000
     nat_port_max: int = 29999
+    masquerade: Masquerade | None = None
     limits: Limits = Limits()
     echo: bool = True  # what holds for services that do not say
+    # Whose connections to VIPs are translated at the socket: this network namespace's, or all's.
+    sockets: Literal["host", "all", "off"] = "host"
     inserts_per_s: int = 50000
     answers_per_s: int = 1000
     samples_per_s: int = 100
     metrics_listen: tuple[IPAddress, int] | None = None
     metrics_detail: Literal["node", "services", "backends"] = "backends"
     program_times: bool = False
+    # Of checks by way of a VIP: the upper 8 bits of their packets' mark (the others are the
+    # backend), and the routing table for them.
+    check_mark: int = 83
+    check_table: int = 5348
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,32 +13,39 @@ class Ids:
 
     def __init__(self, name: str, limit: int, used: Iterable[int] = ()) -> None:
         self.name, self.limit = name, limit
-        self.used = set(used)
+        self._used = bytearray(limit)  # a byte each: a set takes 40
+        for i in used:
+            if i < limit:
+                self._used[i] = 1
         self._next = 1
         self._free: list[int] = []
 
+    def in_use(self) -> int:
+        """How many are in use or waiting."""
+        return self._used.count(1, 1)
+
     def available(self) -> int:
         """How many can be taken now."""
-        return self.limit - 1 - len(self.used)
+        return self.limit - 1 - self.in_use()
 
     def take(self) -> int:
         """Raises: ShuntError if all are in use or waiting; nothing changes."""
         if self._free:
             found = self._free.pop()
         else:
-            while self._next in self.used:
-                self._next += 1
-            found = self._next
-            if found >= self.limit:
+            found = self._used.find(0, self._next)
+            if found < 0:
+                self._next = self.limit
                 raise full(self.name, self.limit)
-        self.used.add(found)
+            self._next = found
+        self._used[found] = 1
         return found
 
     def release(self, ids: Iterable[int]) -> None:
         """Nothing names these any more: they may be handed out again."""
         for i in ids:
-            if i in self.used:
-                self.used.remove(i)
+            if i < self.limit and self._used[i]:
+                self._used[i] = 0
                 if i < self._next:
                     self._free.append(i)
 

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from shunt.lb import maglev
@@ -71,12 +72,13 @@ def changed(target: Target, change: Change, slots_per_backend: int) -> Target:
     kept = [m for m in target.members if m.endpoint not in change.remove]
     kept += [Member(endpoint, weight) for endpoint, weight in change.add.items()]
     members = tuple(_treated(member, change) for member in kept)
-    return replace(target, members=members, log2=maglev.log2_slots(len(members), slots_per_backend))
+    log2 = maglev.log2_slots(len(members), slots_per_backend)
+    return structs.replace(target, members=members, log2=log2)
 
 
 def _treated(member: Member, change: Change) -> Member:
     drained = member.drained or member.endpoint in change.drain
-    return replace(
+    return structs.replace(
         member,
         drained=drained and member.endpoint not in change.undrain,
         weight=change.weights.get(member.endpoint, member.weight),

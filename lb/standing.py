@@ -38,28 +38,31 @@ class SlowStarts(Generic[Key]):
     """Backends that came up lately, and how far each is: a share of its weight, in tenths."""
 
     def __init__(self) -> None:
-        self._begun: dict[Key, tuple[float, float]] = {}
+        self.begun: dict[Key, float] = {}  # when each began
+        self._duration: dict[Key, float] = {}
 
     def begin(self, key: Key, now_s: float, duration_s: float) -> None:
-        """It came up; it has all of its weight `duration_s` from now."""
+        """It came up; it has all of its weight `duration_s` from then."""
         if duration_s > 0:
-            self._begun[key] = now_s, duration_s
+            self.begun[key], self._duration[key] = now_s, duration_s
 
     def forget(self, key: Key) -> None:
         """It has all of its weight, or went down."""
-        self._begun.pop(key, None)
+        self.begun.pop(key, None)
+        self._duration.pop(key, None)
 
     def tenths(self, key: Key, now_s: float) -> int:
         """1 to STEPS of its weight."""
-        if key not in self._begun:
+        if key not in self.begun:
             return STEPS
-        began_s, duration_s = self._begun[key]
         # Timers are a little early at times: a thousandth of a step does not matter.
-        return min(STEPS, 1 + int((now_s - began_s) / duration_s * STEPS + 0.001))
+        steps = (now_s - self.begun[key]) / self._duration[key] * STEPS
+        return min(STEPS, 1 + int(steps + 0.001))
 
-    def step_s(self, key: Key) -> float:
-        """How long a step takes; 0 for one that is not starting."""
-        return self._begun[key][1] / STEPS if key in self._begun else 0.0
+    def next_s(self, key: Key, now_s: float) -> float:
+        """How long until the next step; for one that is starting."""
+        next_at_s = self.begun[key] + self.tenths(key, now_s) * self._duration[key] / STEPS
+        return max(0.0, next_at_s - now_s)
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._begun
+        return key in self.begun

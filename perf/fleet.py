@@ -55,9 +55,17 @@ class Which:
 class Fleet:
     """The files of so many services, and a namespace for a daemon that serves them."""
 
-    def __init__(self, here: Namespace, directory: Path, services: int, backends: int) -> None:
+    def __init__(
+        self,
+        here: Namespace,
+        directory: Path,
+        services: int,
+        backends: int,
+        *,
+        by_tc: bool = False,  # mode local, without XDP
+    ) -> None:
         self.here, self.directory = here, directory
-        self.services, self.backends = services, backends
+        self.services, self.backends, self.by_tc = services, backends, by_tc
         self.bpffs = BPFFS / here.name
         self.folder = directory / "services.d"
         self.folder.mkdir()
@@ -76,8 +84,10 @@ class Fleet:
         }
         sizes = {name: -(-n * 11 // 10240) * 1024 for name, n in need.items()}
         limits = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        unused = "nat: 1024, sources: 1024, rates: 1024"
-        return f"interfaces: [eth0]\nlimits: {{{limits}, {unused}}}\n"
+        # What netfilter's tracker has room for by default.
+        rest = f"nat: {2**18 if self.by_tc else 1024}, sources: 1024, rates: 1024"
+        xdp = "xdp: off\n" if self.by_tc else ""
+        return f"interfaces: [eth0]\n{xdp}limits: {{{limits}, {rest}}}\n"
 
     def write(self, first: int, weights: dict[int, int] | None = None) -> None:
         """A file of A_FILE services from the one of this number; it appears in one piece.
@@ -91,6 +101,7 @@ class Fleet:
                 f"  vip: {VIPS + n}",
                 "  ports: [80]",
                 "  health: none",
+                *(["  mode: local"] if self.by_tc else []),
                 "  backends:",
             ]
             for b in range(self.backends):

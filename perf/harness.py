@@ -14,12 +14,17 @@ import os
 import platform
 import random
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shunt.lb.errors import ShuntError
+
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parent.parent / "docs/performance.md"
 Case = Callable[[], float]
 
 
@@ -78,6 +83,14 @@ def pinned(cpu: int | None = None) -> Iterator[int]:
         os.sched_setaffinity(0, allowed)
 
 
+def ksoftirqd_s(cpu: int) -> float:
+    """What the kernel's own thread for packets of a processor has run so far. Units: seconds."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        if _read(str(comm)) == f"ksoftirqd/{cpu}":
+            return int(_read(str(comm.with_name("schedstat"))).split()[0]) / 1e9
+    return 0.0
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on. A fact this machine does not tell is left out."""
     cpuinfo = _read("/proc/cpuinfo")
@@ -130,6 +143,12 @@ def _mitigations(folder: Path) -> dict[str, str]:
     return {name: said for name, said in found.items() if said != "Not affected"}
 
 
+def say(what: str) -> None:
+    """Progress, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+
+
 def write_json(path: Path, what: Any) -> None:
     """Write results so that a difference between two runs reads line by line.
 
@@ -143,6 +162,48 @@ def write_json(path: Path, what: Any) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(text)
     draft.replace(path)
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Between which lines of the document the tables of `make perf-NAME` stand."""
+    return f"<!-- make perf-{name}: begin -->", f"<!-- make perf-{name}: end -->"
+
+
+def put_in(document: str, text: str, name: str) -> str:
+    """The document with what stands between the two marks replaced.
+
+    Raises: ValueError if the marks are not there.
+    """
+    begin, end = marks(name)
+    before, _, rest = document.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"no {begin} ... {end} in the document")
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
+
+
+def publish(name: str, rows: Any, facts: Mapping[str, Any], text: str) -> None:
+    """Write results/NAME.json, results/NAME.machine.json, and the tables in the document.
+
+    Raises: OSError; ValueError if the document has no place for them.
+    """
+    write_json(RESULTS / f"{name}.json", rows)
+    write_json(RESULTS / f"{name}.machine.json", facts)
+    # In place: the file stays its owner's.
+    DOCUMENT.write_text(put_in(DOCUMENT.read_text(), text, name))
+
+
+def run(main: Callable[[], object]) -> None:
+    """A script's command, whose errors are for people."""
+    try:
+        main()
+    except ShuntError as error:
+        sys.exit(str(error))
+
+
+def verdict(met: bool) -> str:
+    """A target's last column."""
+    return "met" if met else "missed"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

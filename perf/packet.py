@@ -10,11 +10,9 @@ because something is slow.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -28,9 +26,6 @@ from shunt.kern.libbpf import XDP_PASS, XDP_TX
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Mode
 
-RESULTS = Path(__file__).parent / "results"
-DOCUMENT = Path(__file__).parent.parent / "docs/performance.md"
-MARKS = "<!-- make perf-packet: begin -->", "<!-- make perf-packet: end -->"
 ROUNDS = 15
 # Enough to sweep the caches, and to see most of a million flows in a few rounds.
 WARM_UP, TIMED = 150_000, 300_000
@@ -160,25 +155,13 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
         times = (r["median_ns"], r["min_ns"], r["max_ns"], r["median_ns"] - r["wrapper_ns"])
         lines.append((r["case"], r["flows"], r["services"], *map(float, times)))
     found = [
-        (o.target.claim, float(o.measured), float(o.limit), "met" if o.met else "missed")
+        (o.target.claim, float(o.measured), float(o.limit), harness.verdict(o.met))
         for o in outcomes({r["case"]: r["median_ns"] for r in rows})
     ]
     text = harness.table(header, lines) + "\n"
     if found:
         text += "\n" + harness.table(("at most", "measured", "limit", ""), found) + "\n"
     return text
-
-
-def put_in(document: str, text: str, marks: tuple[str, str] = MARKS) -> str:
-    """The document with what stands between the two marks replaced.
-
-    Raises: ValueError if the marks are not there.
-    """
-    before, _, rest = document.partition(marks[0])
-    _, end, after = rest.partition(marks[1])
-    if not end:
-        raise ValueError(f"no {marks[0]} ... {marks[1]} in the document")
-    return f"{before}{marks[0]}\n\n{text}\n{marks[1]}{after}"
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])
@@ -196,31 +179,19 @@ def main(rounds: int, only: str) -> None:
         with harness.pinned() as cpu:
             cases = {}
             for s in chosen:
-                _say(f"filling tables: {s.case}")
+                harness.say(f"filling tables: {s.case}")
                 cases[s.case] = bench.prepare(s)
             measured = harness.measure(
-                cases, rounds, progress=lambda n: _say(f"round {n} of {rounds}")
+                cases, rounds, progress=lambda n: harness.say(f"round {n} of {rounds}")
             )
     finally:
         bench.close()
-    _say("")
+    harness.say("")
     rows = records(chosen, measured)
     print(report(rows))
     if not only:
-        harness.write_json(RESULTS / "packet.json", rows)
-        harness.write_json(RESULTS / "packet.machine.json", facts | {"pinned_to": cpu})
-        # In place: the file stays its owner's.
-        DOCUMENT.write_text(put_in(DOCUMENT.read_text(), report(rows)))
-
-
-def _say(what: str) -> None:
-    """Progress, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+        harness.publish("packet", rows, facts | {"pinned_to": cpu}, report(rows))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ShuntError as error:
-        sys.exit(str(error))
+    harness.run(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,10 +20,7 @@ import click
 
 from perf import harness
 from perf.fleet import Fleet, Shuntd, a_fleet
-from perf.packet import DOCUMENT, RESULTS, put_in
-from shunt.lb.errors import ShuntError
 
-MARKS = "<!-- make perf-scale: begin -->", "<!-- make perf-scale: end -->"
 SIZES = (100, 1000, 10_000)
 BACKENDS = 10
 ROUNDS = 3
@@ -107,16 +103,12 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
     largest = rows[-1]
     if largest["services"] == SIZES[-1]:
         found = [
-            (f"{claim}, {unit}", float(largest[key]), limit, _met(largest[key], limit))
+            (f"{claim}, {unit}", float(largest[key]), limit, harness.verdict(largest[key] <= limit))
             for claim, key, unit, limit in TARGETS
         ]
         header = (f"at most, with {SIZES[-1]} services", "measured", "limit", "")
         text += "\n" + harness.table(header, found) + "\n"
     return text
-
-
-def _met(measured: float, limit: float) -> str:
-    return "met" if measured <= limit else "missed"
 
 
 def _number(value: float) -> int | float:
@@ -133,29 +125,17 @@ def main(rounds: int, only: int | None) -> None:
     samples: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     for n in range(rounds):
         for size in random.Random(n).sample(sizes, len(sizes)):
-            _say(f"round {n + 1} of {rounds}: {size} services")
+            harness.say(f"round {n + 1} of {rounds}: {size} services")
             with a_fleet(size, BACKENDS) as fleet:
                 samples[size].append(sample(fleet, n))
-    _say("")
+    harness.say("")
     rows = records(sizes, samples)
     print(report(rows))
     if only:
         print(json.dumps(rows))
     else:
-        harness.write_json(RESULTS / "scale.json", rows)
-        harness.write_json(RESULTS / "scale.machine.json", facts)
-        # In place: the file stays its owner's.
-        DOCUMENT.write_text(put_in(DOCUMENT.read_text(), report(rows), MARKS))
-
-
-def _say(what: str) -> None:
-    """Progress, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+        harness.publish("scale", rows, facts, report(rows))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ShuntError as error:
-        sys.exit(str(error))
+    harness.run(main)

@@ -18,7 +18,7 @@ from shunt.kern.flows import FlowTable
 from shunt.kern.maps import Map
 from shunt.kern.objects import Object
 from shunt.lb import maglev, slots
-from shunt.lb.frontends import FrontendTable, lines_for
+from shunt.lb.frontends import FrontendTable, lines_for, shortcuts
 from shunt.lb.model import Frontend, Mode, Protocol
 from shunt.lb.slots import State
 from shunt.xdp.attach import fit
@@ -190,5 +190,6 @@ class Balancer:
             bits[port >> 6] |= np.uint64(1 << (port & 63))
         table = FrontendTable(service_words(self.maps["services"]))
         first = VIPS6 if one.ipv6 else VIPS4
+        ways = shortcuts(self.maps["svc"].mapped()[: one.services + 1]).tolist()
         for i in range(one.services):
-            table.put(Frontend(first + i, PORT, Protocol.TCP), i + 1)
+            table.put(Frontend(first + i, PORT, Protocol.TCP), i + 1, ways[i + 1])

@@ -3,6 +3,8 @@
 
 import os
 import platform
+import signal
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,13 +12,39 @@ import pytest
 import yaml
 from hypothesis import settings
 
+# A shell that starts tests in the background has them, and whatever they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 EXPECTED = Path(__file__).parent / "expected_skips.yaml"
 
 # The same examples in every run: a failure in someone's change is that change's. To look for
 # new ones: SHUNT_HYPOTHESIS=explore.
 settings.register_profile("shunt", database=None, deadline=None, derandomize=True)
 settings.register_profile("explore", database=None, deadline=None, max_examples=2000)
+# On emulated processors: what is tried there is the kernel, not what a program does with numbers.
+settings.register_profile("guest", settings.get_profile("shunt"), max_examples=10)
 settings.load_profile(os.environ.get("SHUNT_HYPOTHESIS", "shunt"))
+# Of a test with many sets of parameters no more than so many, for the same reason; 0: all.
+CASES = int(os.environ.get("SHUNT_CASES", "0"))
+
+
+def spread(total: int, wanted: int) -> set[int]:
+    """Which of `total` to take so that `wanted` are left, the first and the last among them."""
+    if total <= wanted:
+        return set(range(total))
+    return {round(i * (total - 1) / max(1, wanted - 1)) for i in range(wanted)}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not CASES:
+        return
+    tests: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    taken = {cases[i] for cases in tests.values() for i in spread(len(cases), CASES)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in taken])
+    items[:] = [item for item in items if item in taken]
 
 
 def unexpected_skips(

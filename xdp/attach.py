@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import lines_for
 from shunt.lb.model import Limits, Settings
+from shunt.lb.slots import BACKEND_BITS
 from shunt.xdp import hooks, resize
+from shunt.xdp.dry import DryRun
 
 OBJECT = Path(__file__).parent / "lb.bpf.o"
 PROGRAM = "shunt_lb"
@@ -38,6 +40,7 @@ def entries(limits: Limits) -> dict[str, int]:
         "names": limits.services,
         "sources": limits.sources,
         "rates": limits.rates,
+        "server_ids": limits.server_ids,
         "svc_stats": limits.services * possible_cpus(),
         "slots": limits.slots,
         "restarts": -(-limits.slots // 8),
@@ -48,6 +51,7 @@ def entries(limits: Limits) -> dict[str, int]:
         "echo": limits.frontends,
         "nat_fwd": limits.nat,
         "nat_rev": limits.nat,
+        "nat_refused": limits.backends,
     }
 
 
@@ -63,6 +67,7 @@ def fit(obj: Object) -> None:
         config[name] = obj.spec(of).entries
         obj.set_entries({stats: obj.spec(of).entries * possible_cpus()})
     obj.set_entries({"svc_options": obj.spec("svc").entries})
+    obj.set_entries({"nat_refused": obj.spec("backends").entries})
 
 
 def configure(config: Any, settings: Settings) -> None:
@@ -76,6 +81,8 @@ def configure(config: Any, settings: Settings) -> None:
     for budget in ("inserts_per_s", "answers_per_s", "samples_per_s"):
         config[budget] = getattr(settings, budget)
     config["nat_port_min"] = settings.nat_port_min
+    config["masquerade"] = settings.masquerade is not None
+    config["check_mark"] = settings.check_mark << BACKEND_BITS
     config["nat_port_count"] = settings.nat_port_max - settings.nat_port_min + 1
 
 
@@ -87,6 +94,7 @@ class Datapath:
         self.modes: dict[str, str] = {}  # interface -> native, generic
         self._outgrown: dict[str, Map] = {}  # maps whose programs run until attach()
         self._obj: Object | None = None
+        self._config: Any = None
 
     @property
     def maps(self) -> dict[str, Map]:
@@ -108,6 +116,18 @@ class Datapath:
         """The object's BTF: enums and layouts."""
         return self._loaded.btf
 
+    @property
+    def config(self) -> Any:
+        """The loaded program's constants (struct lb_config): another object with each `load`."""
+        return self._config
+
+    def dry_run(self) -> DryRun:
+        """A program that tells what this one does, on the same maps; of use until the next `load`.
+
+        Raises: ShuntError if the kernel refuses.
+        """
+        return DryRun(self._config, self.maps)
+
     def load(self, settings: Settings) -> None:
         """Load the program on the pinned maps, or on new ones; nothing is attached yet.
 
@@ -125,6 +145,8 @@ class Datapath:
             obj.set_entries(sizes)
             fit(obj)
             configure(obj.variable(".rodata", "config"), settings)
+            obj.variable(".rodata", "config")["bond"] = _bond(settings.interfaces)
+            config = obj.variable(".rodata", "config").copy()
             version = int(obj.btf.enum("abi", "ABI_")["VERSION"])
             _check_version(pins, obj.spec("meta"), version, settings)
             for name in obj.map_names():
@@ -144,7 +166,7 @@ class Datapath:
             # Whoever reads and writes the maps holds these very objects, and goes on with them.
             obj.maps, self._obj.maps = self._obj.maps, obj.maps
         self.close()
-        self._obj, self._outgrown = obj, outgrown
+        self._obj, self._outgrown, self._config = obj, outgrown, config
 
     def _pin(self, obj: Object, anew: bool) -> None:
         """Pin what is not; all of them aside, if some replace what is pinned."""
@@ -170,9 +192,10 @@ class Datapath:
     def attach(self, interfaces: Iterable[str], mode: str) -> None:
         """Attach to these interfaces and to no others; swap the program where it is attached.
 
+        With `mode` off to none at all.
         Raises: ShuntError if one is absent, down or taken. The others are as before.
         """
-        wanted = list(interfaces)
+        wanted = list(interfaces) if mode != "off" else []
         pins = self.bpffs / "links"
         pins.mkdir(parents=True, exist_ok=True)
         with Netlink() as netlink:
@@ -183,7 +206,7 @@ class Datapath:
         kept = {pin_name(name) for name in found}
         for path in pins.iterdir():
             if path.name not in kept:
-                detach_pin(path)
+                links.detach_pin(path)
         self.modes = {name: self.modes[name] for name in wanted}
         # Until here packets that hooks see have gone through the programs and maps before.
         hooks.install(self._loaded, self.bpffs)
@@ -213,6 +236,13 @@ class Datapath:
             self._obj.close()
             self._obj = None
         _close_all(self._outgrown)
+
+
+def _bond(interfaces: Sequence[str]) -> int:
+    """The ifindex of the bond that is the only interface; 0 if it is none, or not alone."""
+    with Netlink() as netlink:
+        found = [link for link in netlink.links().values() if link.name in interfaces]
+    return found[0].ifindex if len(interfaces) == 1 and found and found[0].kind == "bond" else 0
 
 
 def _reuse(obj: Object, name: str, path: Path, sizes: dict[str, int]) -> Map | None:
@@ -280,23 +310,10 @@ def pin_name(interface: str) -> str:
     return interface.replace("%", "%25").replace(".", "%2E")
 
 
-def detach_pin(path: Path) -> None:
-    """Detach a pinned link and remove the pin."""
-    try:
-        fd = open_pin(path)
-        try:
-            links.detach(fd)
-        finally:
-            os.close(fd)
-    except OSError:
-        pass  # its interface has gone: there is nothing to detach from
-    path.unlink(missing_ok=True)
-
-
 def cleanup(bpffs: Path) -> list[str]:
     """Detach all that is pinned there and remove the pins; says what it removed."""
     removed = []
-    folders = (("links", detach_pin), ("maps", Path.unlink), ("maps-new", Path.unlink))
+    folders = (("links", links.detach_pin), ("maps", Path.unlink), ("maps-new", Path.unlink))
     for folder, remove in folders:
         directory = bpffs / folder
         if directory.is_dir():

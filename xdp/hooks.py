@@ -126,6 +126,11 @@ def listing(bpffs: Path) -> list[Hook]:
         return [_counted(hook, packets, result) for hook in found]
 
 
+def in_force(bpffs: Path) -> list[tuple[str, Position]]:
+    """The hooks' names and positions, pre-lb before post-lb; for who may look at no more."""
+    return [(name, at) for at in Position for name in _names(bpffs / "hooks" / at)]
+
+
 def open_map(hook: Hook, name: str, bpffs: Path) -> RawMap:
     """One of a hook's own maps, for the caller to close.
 
@@ -196,18 +201,17 @@ def _names(directory: Path) -> list[str]:
 
 
 def _pinned(bpffs: Path) -> Iterator[Hook]:
-    for position in Position:
-        for name in _names(bpffs / "hooks" / position):
-            directory = bpffs / "hooks" / position / name
-            try:
-                fd = open_pin(directory / "program")
-            except FileNotFoundError:  # just being unloaded
-                continue
-            try:
-                found = program_array.prog_id(fd)
-            finally:
-                os.close(fd)
-            yield Hook(name, position, found, _names(directory / "maps"))
+    for name, position in in_force(bpffs):
+        directory = bpffs / "hooks" / position / name
+        try:
+            fd = open_pin(directory / "program")
+        except FileNotFoundError:  # just being unloaded
+            continue
+        try:
+            found = program_array.prog_id(fd)
+        finally:
+            os.close(fd)
+        yield Hook(name, position, found, _names(directory / "maps"))
 
 
 def _counted(hook: Hook, packets: list[int], result: Any) -> Hook:

@@ -7,119 +7,88 @@
 #include "hooks.h"
 #include "nat.h"
 #include "options.h"
+#include "quic.h"
+#include "select.h"
 
-static bool is_served(const struct packet *pkt);
-static __u32 find_service(const struct packet *pkt);
-static bool find_place(const struct packet *pkt, const struct svc_val *service, struct place *p);
+#include "other.h"
+#include "related.h"
 
-#include "fragment.h"
-#include "icmp.h"
-
-static __always_inline bool is_served(const struct packet *pkt)
+/* Of a service that is none of XDP's. */
+static __always_inline struct verdict not_sent(const struct svc_val *service)
 {
-	__u32 port = bpf_ntohs(pkt->key.dport);
-	__u32 index = (pkt->key.proto == IPPROTO_UDP) << 10 | port >> 6;
-	struct ports_val *p = bpf_map_lookup_elem(&ports, &index);
-
-	return p && p->bits >> (port & 63) & 1;
+	if (!service || service->mode == MODE_NONE)
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	step(STEP_SERVICE, service->mode, service->flags);
+	return verdict(XDP_PASS, REASON_PASS_TO_TC);
 }
 
-/* The service of the frontend with this port, protocol and scope; 0 = none. */
-static __always_inline __u32 find_frontend(const struct packet *pkt, __u32 tail, __u32 hash)
+/* The backend by the service's own record, and the service's mode. False: `*v` is the verdict. */
+static __always_inline bool choose(struct xdp_md *ctx, struct packet *pkt, __u32 svc_id, __u32 *id,
+				   enum mode *mode, struct verdict *v)
 {
-	const __u64 *vip = (const __u64 *)pkt->key.daddr;
-	__u32 reach = 0;
-
-	for (__u32 n = 0; n <= SVC_REACH_MAX; n++) {
-		__u32 index = (hash + n) & config.services_mask;
-		struct svc_line *line = bpf_map_lookup_elem(&services, &index);
-
-		if (!line)
-			return 0;
-		if (!n)
-			reach = READ_ONCE(line->entry[0].reach);
-		for (int i = 0; i < SVC_LINE_ENTRIES; i++) {
-			const __u64 *words = (const __u64 *)&line->entry[i];
-			/* Key and service in one load, as they are written. Little-endian. */
-			__u64 last = READ_ONCE(words[2]);
-
-			if ((__u32)last == tail && words[0] == vip[0] && words[1] == vip[1])
-				return last >> 32;
-		}
-		if (n >= reach)
-			break;
-	}
-	return 0;
-}
-
-/* Of a frontend that has every port of its VIP. */
-static __noinline __u32 find_any_port(const struct packet *pkt)
-{
-	__u32 zero = 0, tail = dport_proto_scope(&pkt->key) & ~0xffffU; /* little-endian */
-	struct meta_val *m = bpf_map_lookup_elem(&meta, &zero);
-
-	if (!m || !(m->any_port & (pkt->key.proto == IPPROTO_UDP ? ANY_PORT_UDP : ANY_PORT_TCP)))
-		return 0;
-	return find_frontend(pkt, tail, frontend_hash(&pkt->key, pkt->ipv6, tail));
-}
-
-static __always_inline __u32 find_service(const struct packet *pkt)
-{
-	__u32 svc = find_frontend(pkt, dport_proto_scope(&pkt->key), pkt->frontend);
-
-	return svc ?: find_any_port(pkt);
-}
-
-/* Where the packet falls; false if the tables contradict each other. */
-static __always_inline bool find_place(const struct packet *pkt, const struct svc_val *service,
-				       struct place *p)
-{
-	__u64 region = READ_ONCE(service->region);
-	__u32 log2 = region & ((1 << REGION_LOG2_BITS) - 1);
+	struct svc_val *service = bpf_map_lookup_elem(&svc, &svc_id);
 	struct slot_val *s;
+	enum reason why;
+	struct place p;
+	__u32 slot;
 	__u64 word;
 
-	p->slot = (__u32)(region >> REGION_LOG2_BITS) + (__u32)((__u64)pkt->hash << log2 >> 32);
-	s = bpf_map_lookup_elem(&slots, &p->slot);
-	if (!s)
+	if (!service || service->mode <= MODE_LOCAL) { /* one comparison for the two */
+		*v = not_sent(service);
 		return false;
+	}
+	*mode = service->mode;
+	step(STEP_SERVICE, *mode, service->flags);
+	if (service->flags && !apply_options(pkt, svc_id, service->flags, &why)) {
+		*v = verdict(XDP_DROP, why);
+		return false;
+	}
+	s = find_slot(pkt, service, &slot);
+	if (!s) {
+		*v = verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+		return false;
+	}
 	word = READ_ONCE(s->word);
-	p->cur = word & SLOT_BACKEND_MASK;
-	p->prev = word >> SLOT_BACKEND_BITS & SLOT_BACKEND_MASK;
-	p->state = word >> SLOT_STATE_SHIFT;
-	p->idle_ns = service->idle_ns;
-	p->flags = service->flags;
+	if (*mode != MODE_NAT && is_settled(word) &&
+	    !(service->flags & (SVC_AFFINITY | SVC_QUIC))) {
+		*id = word & SLOT_BACKEND_MASK;
+		return true;
+	}
+	p = place_of(svc_id, service, slot, word);
+	if (p.flags & SVC_QUIC)
+		find_by_id(ctx, pkt, &p);
+	if (*mode == MODE_NAT) {
+		*v = nat_forward(ctx, pkt, &p);
+		return false;
+	}
+	*id = p.named ?: keeps_state(&p) ? track(pkt, &p) : p.cur;
 	return true;
 }
 
-static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet *pkt, __u32 svc_id)
+static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet *pkt, __u32 svc_id,
+					      __u64 shortcut)
 {
-	struct svc_val *service = bpf_map_lookup_elem(&svc, &svc_id);
-	struct place p = {.svc = svc_id};
+	enum mode mode = shortcut_mode(shortcut);
+	__u32 id = settled_owner(pkt, svc_id, shortcut), outer;
 	struct backend_val *b;
 	struct verdict v;
-	enum reason why;
 	struct hop hop;
-	__u32 id, outer;
 
-	if (!service || service->mode == MODE_NONE)
-		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-	if (service->flags && !apply_options(pkt, svc_id, service->flags, &why))
-		return verdict(XDP_DROP, why);
-	if (!find_place(pkt, service, &p))
-		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-	if (service->mode == MODE_NAT)
-		return nat_forward(ctx, pkt, &p);
-	id = p.state == SLOT_SETTLED && !(p.flags & SVC_AFFINITY) ? p.cur : track(pkt, &p);
-	if (!id)
-		return refuse(ctx, pkt);
+	if (!id) {
+		if (!choose(ctx, pkt, svc_id, &id, &mode, &v))
+			return v;
+		if (!id)
+			return refuse(ctx, pkt);
+	}
 	b = bpf_map_lookup_elem(&backends, &id);
 	if (!b || !(b->flags & BACKEND_KNOWN))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-	outer = service->mode == MODE_DSR_IPIP ? outer_size(b) : 0;
+	step(STEP_BACKEND, id, b->flags);
+	count_backend(id, pkt->len);
+	outer = mode == MODE_DSR_IPIP ? outer_size(b) : 0;
 	if (!find_hop(ctx, b, pkt->ip_len + outer, &hop))
 		v = verdict(XDP_DROP, REASON_DROP_NO_NEXTHOP);
-	else if (service->mode == MODE_DSR_IPIP)
+	else if (mode == MODE_DSR_IPIP)
 		v = send_ipip(ctx, pkt, b, &hop);
 	else
 		v = send_l2(ctx, pkt, &hop);
@@ -131,77 +100,83 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 static __always_inline struct verdict decide_other(struct xdp_md *ctx, struct packet *pkt,
 						   enum reason why)
 {
+	__u64 found = look_related(ctx, pkt, why), word;
 	struct nat_scratch *s;
-	__u64 found = LOOK_NOTHING, word;
 
-	if (why == REASON_PASS_FRAGMENT) {
-		found = look_fragment(ctx, pkt);
-	} else if (why == REASON_PASS_NOT_OURS && is_icmp(pkt)) {
-		found = look_icmp(ctx, pkt);
-		if (pkt->quote)
-			found = look_quote(pkt);
-	}
 	if (found == LOOK_NOTHING)
 		return verdict(XDP_PASS, why);
 	if (found != LOOK_FOUND)
 		return verdict_of(found);
 	s = own_scratch();
-	word = pkt->quote && s && s->mode == MODE_NAT ? rewrite_quote(ctx, pkt) : 0;
+	step(pkt->quote ? STEP_QUOTE : STEP_FRAGMENT, s ? s->svc : 0, s ? s->backend : 0);
+	word = pkt->quote && s && s->mode == MODE_NAT ? translate_quote(ctx, pkt, s) : 0;
 	return verdict_of(word ?: send_other(ctx, pkt));
 }
 
-static __always_inline struct verdict decide(struct xdp_md *ctx, struct packet *pkt)
+static __always_inline struct verdict decide(struct xdp_md *ctx, void *from, void *to,
+					     struct packet *pkt)
 {
-	struct verdict v;
+	struct verdict v, reply;
+	__u64 shortcut = 0;
 	enum reason why;
 	__u32 svc_id;
 
-	if (!parse(ctx, pkt, &why))
+	if (!parse(ctx, from, to, pkt, &why))
 		return decide_other(ctx, pkt, why);
-	if (!is_served(pkt))
+	step(STEP_PORT, is_served(&pkt->key), 0);
+	if (!is_served(&pkt->key))
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
 	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
 	pkt->hash = flow_hash(&pkt->key, pkt->ipv6, pkt->frontend);
-	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count &&
-	    nat_reply(ctx, pkt, &v))
-		return v;
-	svc_id = find_service(pkt);
-	if (!svc_id)
+	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count) {
+		enum replied found = nat_reply(ctx, pkt, &reply);
+
+		if (found == REPLY_DECIDED)
+			return reply;
+		if (found == REPLY_CROSSES)
+			return send_crossed(ctx, pkt, NULL);
+	}
+	svc_id = look_up_service(&pkt->key, pkt->ipv6, pkt->frontend, config.services_mask,
+				 &shortcut);
+	/* No entry of a loopback address has a shortcut. */
+	if (!svc_id || (!shortcut && is_loopback(pkt->key.daddr, pkt->ipv6)))
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
-	v = balance(ctx, pkt, svc_id);
+	v = balance(ctx, pkt, svc_id, shortcut);
 	v.svc = svc_id;
 	return v;
 }
 
 /* With the frame's VLAN tags off meanwhile. */
-static __always_inline struct verdict handle(struct xdp_md *ctx)
+static __always_inline struct verdict handle(struct xdp_md *ctx, struct packet *pkt)
 {
 	void *from = at(ctx, 0), *to = end(ctx);
-	struct packet pkt = {};
 	struct verdict v;
 
 	/* clang 14 would spill half of a packet pointer (as in take_sample()). */
 	asm volatile("" : "+r"(from), "+r"(to));
-	if (is_tagged(from, to) && !untag(ctx, &pkt))
-		return verdict(XDP_PASS, REASON_PASS_MALFORMED);
-	v = decide(ctx, &pkt);
-	if (pkt.first && (sent_on(v.reason) || v.reason == REASON_PASS_TO_FRAGMENT))
-		remember_first(&pkt, v.svc, v.backend);
-	return pkt.tag[0] ? retag(ctx, &pkt, v) : v;
+	pkt->len = to - from;
+	if (is_tagged(from, to)) {
+		if (!untag(ctx, pkt))
+			return verdict(XDP_PASS, REASON_PASS_MALFORMED);
+		from = at(ctx, 0);
+		to = end(ctx);
+		asm volatile("" : "+r"(from), "+r"(to));
+	}
+	v = decide(ctx, from, to, pkt);
+	if (pkt->first && (sent_on(v.reason) || v.reason == REASON_PASS_TO_FRAGMENT))
+		remember_first(pkt, v.svc, v.backend);
+	return pkt->tag[0] ? retag(ctx, pkt, v) : v;
 }
 
 SEC("xdp")
 int shunt_lb(struct xdp_md *ctx)
 {
-	void *from, *to;
-	__u32 len;
+	struct packet pkt = {};
+	struct verdict v;
 
 	bpf_tail_call_static(ctx, &hooks, HOOK_ENTRY);
-	from = at(ctx, 0);
-	to = end(ctx);
-	asm volatile("" : "+r"(from), "+r"(to)); /* as in handle() */
-	len = to - from;
-	return leave(ctx, handle(ctx), len);
+	v = handle(ctx, &pkt);
+	return leave(ctx, v, pkt.len);
 }
 
 /* With a user's hook loaded, a packet takes this way instead: bpf/hooks.h. */
@@ -224,11 +199,12 @@ int shunt_hook_enter(struct xdp_md *ctx)
 SEC("xdp")
 int shunt_hook_bal(struct xdp_md *ctx)
 {
+	struct packet pkt = {};
 	struct verdict v;
 
 	if (!passes_pre_lb())
 		return leave_by_hook(ctx);
-	v = handle(ctx);
+	v = handle(ctx, &pkt);
 	show_verdict(ctx, &v);
 	bpf_tail_call_static(ctx, &hooks, HOOK_POST_LB);
 	return leave_as_shown(ctx);

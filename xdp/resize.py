@@ -18,7 +18,7 @@ from shunt.kern.maps import Map
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import LINE_ENTRIES, WORDS, FrontendTable
 
-COUNTERS = ("svc_stats", "backend_stats")
+COUNTERS = ("svc_stats", "backend_stats", "nat_refused")
 LEARNING = ("flows", "nat_rev", "nat_fwd")  # a translation's claim before the translation
 
 

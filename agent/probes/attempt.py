@@ -24,8 +24,19 @@ OURS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """To a VIP and one backend behind it: its packets' mark, and the address they are from."""
+
+    mark: int
+    source: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
-    """What to check, how often, and how long to wait for it. `jitter` is a share."""
+    """What to check, how often, and how long to wait for it. `jitter` is a share.
+
+    With `vips` each of these is asked, and must be answered, instead of the address.
+    """
 
     address: IPAddress
     port: int
@@ -33,6 +44,13 @@ class Target:
     timeout_s: float = 1.0
     jitter: float = 0.0
     how: How = None
+    vips: tuple[IPAddress, ...] = ()
+    way: Way | None = None  # then the address is a VIP
+
+    @property
+    def where(self) -> str:
+        """Where it is asked, for people who know which backend it is."""
+        return f"{self.address} port {self.port}" if self.way else f"port {self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +77,7 @@ def of_error(code: int, target: Target) -> Outcome:
     if code in OURS:
         return Outcome(trouble=errno.errorcode[code])
     if code:
-        return Outcome(f"port {target.port}: {os.strerror(code).lower()}")
+        return Outcome(f"{target.where}: {os.strerror(code).lower()}")
     return WELL
 
 
@@ -84,7 +102,7 @@ class TaskAttempt:
             self._done(of_error(error.errno, self._target))
         else:
             words = str(error) or type(error).__name__
-            self._done(Outcome(f"port {self._target.port}: {words}"))
+            self._done(Outcome(f"{self._target.where}: {words}"))
 
     def stop(self) -> None:
         self._task.remove_done_callback(self._ended)

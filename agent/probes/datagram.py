@@ -14,7 +14,7 @@ import dns.rcode
 import dns.rdatatype
 
 from shunt.agent.probes.attempt import WELL, Done, Outcome, Target, of_error
-from shunt.agent.probes.tcp import FAMILIES
+from shunt.agent.probes.sockets import open_socket
 from shunt.lb.checks import Dns, Udp
 
 DATAGRAM_MAX = 65535
@@ -38,8 +38,7 @@ class Exchange:
         self._loop, self._target, self._done, self._judge = loop, target, done, judge
         self._socket: socket.socket | None = None
         try:
-            family = FAMILIES[target.address.version]
-            self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self._socket = open_socket(target, socket.SOCK_DGRAM)
             # Connected: the kernel passes on ICMP errors, and what others send never gets here.
             self._socket.connect((str(target.address), target.port))
             self._socket.send(send)
@@ -80,7 +79,7 @@ def udp(loop: asyncio.AbstractEventLoop, target: Target, done: Done) -> Exchange
     def judge(answer: bytes) -> Outcome:
         if wanted in answer:
             return WELL
-        return Outcome(f"port {target.port}: the answer {answer[:32]!r} lacks {wanted[:32]!r}")
+        return Outcome(f"{target.where}: the answer {answer[:32]!r} lacks {wanted[:32]!r}")
 
     return Exchange(loop, target, done, how.send, judge)
 
@@ -95,7 +94,7 @@ def query(loop: asyncio.AbstractEventLoop, target: Target, done: Done) -> Exchan
         try:
             answer = dns.message.from_wire(raw)
         except (dns.exception.DNSException, ValueError) as error:
-            return Outcome(f"port {target.port}: the answer is no DNS message: {error}")
+            return Outcome(f"{target.where}: the answer is no DNS message: {error}")
         return judge_answer(how, answer) if asked.is_response(answer) else None
 
     return Exchange(loop, target, done, asked.to_wire(), judge)

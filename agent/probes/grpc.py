@@ -8,7 +8,6 @@ protobuf runtime would bring.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from urllib.parse import urlsplit
 
@@ -19,7 +18,7 @@ import h2.exceptions
 
 from shunt.agent.probes import tls
 from shunt.agent.probes.attempt import WELL, Done, Outcome, Target, TaskAttempt
-from shunt.agent.probes.tcp import RESET_ON_CLOSE
+from shunt.agent.probes.sockets import connected
 from shunt.lb.checks import Grpc
 from shunt.lb.model import Backend
 
@@ -104,7 +103,7 @@ class _Answer:
 
 
 async def _ask(target: Target, how: Grpc) -> Outcome:
-    where = f"port {target.port}"
+    where = target.where
     host = str(target.address)
     authority = how.authority or str(Backend(target.address, target.port))
     name = None
@@ -112,17 +111,13 @@ async def _ask(target: Target, how: Grpc) -> Outcome:
         name = how.tls.server_name or urlsplit(f"//{how.authority}").hostname or host
     try:
         reader, writer = await asyncio.open_connection(
-            host,
-            target.port,
+            sock=await connected(target),
             ssl=tls.context(how.tls.verify, "h2") if how.tls else None,
             server_hostname=name,
         )
     except ssl.SSLError as error:
         return Outcome(f"{where}: {tls.problem(error)}")
     try:
-        # No TIME_WAIT on either side.
-        end: socket.socket = writer.get_extra_info("socket")
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         answer = await _exchange(reader, writer, how, authority)
     except h2.exceptions.H2Error as error:
         return Outcome(f"{where}: no HTTP/2: {error}")

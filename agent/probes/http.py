@@ -14,7 +14,7 @@ from yarl import URL
 
 from shunt.agent.probes import tls
 from shunt.agent.probes.attempt import WELL, Done, Outcome, Target, TaskAttempt
-from shunt.agent.probes.tcp import RESET_ON_CLOSE
+from shunt.agent.probes.sockets import open_socket
 from shunt.lb.checks import BODY_MAX, Http
 from shunt.lb.model import Backend
 
@@ -28,17 +28,12 @@ def request(_loop: asyncio.AbstractEventLoop, target: Target, done: Done) -> Tas
     return TaskAttempt(target, _ask(target, how), done)
 
 
-def _socket(info: Any) -> socket.socket:
-    family, kind, protocol, _, _ = info
-    made = socket.socket(family, kind, protocol)
-    # No TIME_WAIT on either side.
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    return made
-
-
 async def _ask(target: Target, how: Http) -> Outcome:
     connector = aiohttp.TCPConnector(
-        force_close=True, limit=1, use_dns_cache=False, socket_factory=_socket
+        force_close=True,
+        limit=1,
+        use_dns_cache=False,
+        socket_factory=lambda _: open_socket(target, socket.SOCK_STREAM),
     )
     scheme = "https" if how.tls else "http"
     # As written: it would otherwise be encoded anew.
@@ -110,4 +105,4 @@ def _unconnected(target: Target, error: aiohttp.ClientConnectorError) -> Outcome
 
 
 def _outcome(target: Target, reason: str) -> Outcome:
-    return Outcome(f"port {target.port}: {reason}") if reason else WELL
+    return Outcome(f"{target.where}: {reason}") if reason else WELL

@@ -9,7 +9,6 @@ killed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pwd
 import signal
@@ -20,6 +19,7 @@ from shunt.agent.probes.attempt import WELL, Done, Outcome, Target
 from shunt.lb.checks import Exec
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
+NOT_KILLED = "exec: what it left cannot be ended (CAP_KILL)"
 # Starting one waits for the new program to be in place; not on the event loop.
 _STARTERS = ThreadPoolExecutor(4, "check-exec")
 _DYING: set[subprocess.Popen[bytes]] = set()
@@ -59,9 +59,11 @@ class Program:
         assert child is not None
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        kill_group(child)
+        killed = kill_group(child)
         code = child.wait()
-        if code == 0:
+        if not killed:
+            outcome = Outcome(trouble=NOT_KILLED)
+        elif code == 0:
             outcome = WELL
         elif code < 0:
             outcome = Outcome(f"{self._name}: ended by {signal.Signals(-code).name}")
@@ -81,10 +83,18 @@ class Program:
         _DYING.add(child)
 
 
-def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill a leader that was not yet reaped, and its group: the number is nobody else's yet."""
-    with contextlib.suppress(ProcessLookupError):
+def kill_group(child: subprocess.Popen[bytes]) -> bool:
+    """Kill a leader that was not yet reaped, and its group: the number is nobody else's yet.
+
+    False if that is not allowed: they run as another user.
+    """
+    try:
         os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        return False
+    return True
 
 
 def _reap(loop: asyncio.AbstractEventLoop, child: subprocess.Popen[bytes], pidfd: int) -> None:
@@ -116,9 +126,10 @@ def start(argv: list[str], user: str) -> subprocess.Popen[bytes]:
 
 
 def _not_started(name: str, error: BaseException) -> Outcome:
-    if isinstance(error, FileNotFoundError):
+    # Of what goes wrong before the program is asked for (becoming the user) Python names "/".
+    if isinstance(error, FileNotFoundError) and error.filename == name:
         return Outcome(f"{name}: there is no such program")
-    if isinstance(error, PermissionError) and error.filename is not None:
+    if isinstance(error, PermissionError) and error.filename == name:
         return Outcome(f"{name}: the user may not run it")
     if isinstance(error, OSError) and error.errno:
         return Outcome(trouble=os.strerror(error.errno))

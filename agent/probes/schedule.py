@@ -7,19 +7,21 @@ import asyncio
 import random
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from shunt.agent.probes import datagram, grpc, http
-from shunt.agent.probes.attempt import Attempt, Done, Outcome, Target
+from shunt.agent.probes.attempt import Attempt, Outcome, Target
 from shunt.agent.probes.program import Program
+from shunt.agent.probes.several import Begin, Several
 from shunt.agent.probes.tcp import Connection
 from shunt.lb.checks import Dns, Exec, Grpc, Http, Udp
 from shunt.lb.health import Result
 
 Key = TypeVar("Key", bound=Hashable)
-Begin = Callable[[asyncio.AbstractEventLoop, Target, Done], Attempt]
+# The targets that a target with VIPs stands for now; or what on this host is in the way.
+Ways = Callable[[Key, Target], Sequence[Target] | str]
 
 TYPES: Mapping[type, Begin] = {
     type(None): Connection,
@@ -63,19 +65,27 @@ def nothing(_key: object) -> str:
     return ""
 
 
+def no_way(_key: object, _target: Target) -> str:
+    """Where there are no VIPs."""
+    return "no-vip"
+
+
 class Prober(Generic[Key]):
     """Checks the targets it is given, on the running event loop.
 
     `report` is called with a target's key and each result. A check that this host could not make
     gives no result: it is counted in `counts.troubles`. So does one for which `trouble` names
     something, asked before a check and after one that failed: it says what on this host stands
-    between it and the target.
+    between it and the target. `ways` is asked for targets with VIPs.
     """
 
     def __init__(
-        self, report: Callable[[Key, Result], None], trouble: Callable[[Key], str] = nothing
+        self,
+        report: Callable[[Key, Result], None],
+        trouble: Callable[[Key], str] = nothing,
+        ways: Ways[Key] = no_way,
     ) -> None:
-        self.report, self.trouble = report, trouble
+        self.report, self.trouble, self.ways = report, trouble, ways
         self.loop = asyncio.get_running_loop()
         self._series: dict[Key, _Series[Key]] = {}
         self.counts = Counts()
@@ -107,14 +117,15 @@ class _Series(Generic[Key]):
     """The checks of one target, one at a time."""
 
     __slots__ = (
-        "_attempt", "_base", "_began", "_deadline", "_due", "_key", "_number", "_prober",
-        "_timeout", "_turn", "target",
+        "_asked", "_attempt", "_base", "_began", "_deadline", "_due", "_key", "_number",
+        "_prober", "_timeout", "_turn", "target",
     )  # fmt: skip
 
     def __init__(self, prober: Prober[Key], key: Key, target: Target) -> None:
         self.target = target
         self._prober, self._key = prober, key
         self._attempt: Attempt | None = None
+        self._asked: Sequence[Target] = ()
         self._timeout: asyncio.TimerHandle | None = None
         self._began = 0.0
         self._number = 0  # of the attempt: what an earlier one says comes too late
@@ -144,14 +155,26 @@ class _Series(Generic[Key]):
         self._base += (missed + 1) * target.interval_s
         self._end_attempt()
         self._plan_turn()
-        if trouble := prober.trouble(self._key):
-            counts.troubles[trouble] += 1
+        trouble = prober.trouble(self._key)
+        targets: Sequence[Target] | str = (target,)
+        if target.vips and not trouble:
+            targets = prober.ways(self._key, target)
+        if trouble or isinstance(targets, str):
+            counts.troubles[trouble or str(targets)] += 1
             return
         self._began = now
         number = self._number
         self._wait(min(target.timeout_s, target.interval_s * (1 - target.jitter) * SHARE))
-        attempt = TYPES[type(target.how)](
-            prober.loop, target, lambda outcome: self._ended(number, outcome)
+        begin = TYPES[type(target.how)]
+
+        def done(outcome: Outcome) -> None:
+            self._ended(number, outcome)
+
+        self._asked = targets
+        attempt: Attempt = (
+            begin(prober.loop, targets[0], done)
+            if len(targets) == 1
+            else Several(prober.loop, targets, done, begin)
         )
         if number == self._number:
             self._attempt = attempt
@@ -170,7 +193,9 @@ class _Series(Generic[Key]):
             name = self.target.how.argv[0]
             self._finish(Outcome(f"{name}: no end within {self.target.timeout_s:g} s"))
         else:
-            where = f"port {self.target.port}"
+            attempt = self._attempt
+            waiting = attempt.waiting if isinstance(attempt, Several) else self._asked
+            where = ", ".join(target.where for target in waiting)
             self._finish(Outcome(f"{where}: no answer within {self.target.timeout_s:g} s"))
 
     def _ended(self, number: int, outcome: Outcome) -> None:

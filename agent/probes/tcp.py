@@ -11,12 +11,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import struct
 
 from shunt.agent.probes.attempt import Done, Target, of_error
-
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+from shunt.agent.probes.sockets import open_socket
 
 
 class Connection:
@@ -26,11 +23,9 @@ class Connection:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Target, done: Done) -> None:
         self._loop, self._target, self._done = loop, target, done
-        family = FAMILIES[target.address.version]
         self._socket: socket.socket | None = None
         try:
-            self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            self._socket = open_socket(target, socket.SOCK_STREAM)
             code = self._socket.connect_ex((str(target.address), target.port))
         except OSError as error:
             code = error.errno or errno.EIO

@@ -16,7 +16,7 @@ import dns.rdatatype
 from msgspec import UNSET, UnsetType
 
 from shunt.lb.checks import Dns, Exec, Grpc, How, Http, Tls, Udp
-from shunt.lb.model import HealthCheck, Port, Protocol
+from shunt.lb.model import HealthCheck, Mode, Port, Protocol
 
 from . import values
 from .kinds import any_of, fields_of
@@ -59,9 +59,12 @@ def duration(reader: Reader, path: Path, value: float | str) -> float:
 
 
 def build_health(
-    reader: Reader, path: Path, entry: ServiceEntry, ports: tuple[Port, ...]
+    reader: Reader, path: Path, entry: ServiceEntry, ports: tuple[Port, ...], mode: Mode | None
 ) -> HealthCheck | None:
-    """The check of a service, None for none; what is refused is noted as an error."""
+    """The check of a service, None for none; what is refused is noted as an error.
+
+    A mode of None is one that is not known.
+    """
     has_tcp = any(port.protocol is Protocol.TCP and port.port for port in ports)
     if entry.health == "none" or (entry.health is UNSET and not has_tcp):
         return None
@@ -73,6 +76,8 @@ def build_health(
     timeout = duration(reader, (*path, "timeout"), wanted.timeout)
     _check_times(reader, path, interval, timeout, jitter)
     port = wanted.port if isinstance(wanted.port, int) else None
+    if wanted.via == "vip":
+        _check_via(reader, (*path, "via"), wanted, mode)
     if port is None:
         _check_port(reader, path, wanted, ports)
     slow_start = 0.0
@@ -89,6 +94,7 @@ def build_health(
         slow_start,
         _share(reader, (*path, "panic_threshold"), wanted.panic_threshold, ALL),
         _how(reader, path, wanted),
+        wanted.via,
     )
 
 
@@ -138,6 +144,17 @@ def _check_times(
         what = f"timeout {timeout:g} s is longer than the interval less its jitter"
         why = f"the next check may begin {longest:g} s after a check ({where})"
     reader.error((*path, "timeout"), what, why, "shorten the timeout or lengthen the interval")
+
+
+def _check_via(reader: Reader, path: Path, wanted: Health, mode: Mode | None) -> None:
+    if wanted.type == "exec":
+        why = "a program chooses by itself what it sends, and to whom"
+        fix = "remove via, or write another type"
+        reader.error(path, "a check of type exec goes by way of no VIP", why, fix)
+    elif mode is Mode.NAT:
+        why = "in mode nat a backend has no VIP: clients' packets come for its own address"
+        fix = "remove via: such a check goes to that address and port anyway"
+        reader.error(path, "in mode nat no check goes by way of the VIP", why, fix)
 
 
 def _check_port(reader: Reader, path: Path, wanted: Health, ports: tuple[Port, ...]) -> None:

@@ -14,7 +14,7 @@ from shunt.lb.model import Configuration, Mode
 
 from . import plain
 from .document import Document, compose, name_of, read, read_text
-from .merge import Built, Draft, Files, Loaded, merge
+from .merge import Built, Draft, Files, Loaded, Stale, merge
 from .pools import NO_POOLS, build_pools
 from .problems import ConfigError, ConfigErrors, Place, Problems
 from .settings import build_settings
@@ -37,6 +37,14 @@ class _Read:
     default_mode: Mode | None
     drafts: list[Draft | Built]
 
+    def holds(self, stamp: tuple[int, ...], default_mode: Mode | None) -> bool:
+        """Whether it is what reading the file would give now."""
+        same = (stamp, default_mode) == (self.stamp, self.default_mode)
+        return same and all(isinstance(draft, Built) for draft in self.drafts)
+
+    def asks_pools(self) -> bool:
+        return any(draft.requests() for draft in self.drafts)
+
 
 Kept = dict[Path, _Read]
 
@@ -53,8 +61,8 @@ def load(config: Path, services: Path, state: State | None = None) -> Configurat
 def read_files(config: Path, services: Path, kept: Kept | None = None) -> Files:
     """What all files say, and their errors; nothing is raised yet.
 
-    `kept` has what was read before, and is brought up to date: files that are as they were are
-    not read again.
+    `kept` has what was read before, and is brought up to date: files that are as they were, and
+    whose services could be built, are not read again.
     """
     problems = Problems()
     files = _load_settings(config, problems)
@@ -64,14 +72,13 @@ def read_files(config: Path, services: Path, kept: Kept | None = None) -> Files:
     for path in _listed(services, problems):
         known = before.get(path)
         stamp = _stamp(path)
-        if known is None or stamp != known.stamp or mode != known.default_mode:
+        if known is None or not known.holds(stamp, mode):
             noted = len(problems)
             known = _Read(stamp, mode, _read_services(path, mode, problems))
             lasting = len(problems) == noted and stamp == _stamp(path) and _is_old(stamp)
-            lasting = lasting and all(isinstance(draft, Built) for draft in known.drafts)
         else:
             lasting = True
-        files.drafts += known.drafts
+        files.of_each.append(known.drafts)
         if lasting:
             now[path] = known
     if kept is not None:
@@ -178,14 +185,19 @@ class FileSource:
 
     def load(self) -> Configuration:
         """As the module's `load`. Raises: ConfigErrors."""
-        return merge(read_files(self._config, self._services, self._kept), State()).configuration
+        return self.merged(State()).configuration
 
     def merged(
         self, state: State, must: Collection[str] = (), newest: tuple[Draft, Problems] | None = None
     ) -> Loaded:
         """The files with services of the API, as `merge`. Raises: ConfigErrors."""
-        files = read_files(self._config, self._services, self._kept)
-        return merge(files, state, must, newest)
+        try:
+            files = read_files(self._config, self._services, self._kept)
+            return merge(files, state, must, newest)
+        except Stale:  # rare: a pool lost an address, say
+            self._kept = {path: r for path, r in self._kept.items() if not r.asks_pools()}
+            files = read_files(self._config, self._services, self._kept)
+            return merge(files, state, must, newest)
 
     def paths(self) -> list[Path]:
         """What to give to `shunt.kern.inotify.Watch`, which watches directories for it."""

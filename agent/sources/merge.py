@@ -18,9 +18,10 @@ from shunt.ipam.pools import Request, allocate
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Configuration, Frontend, IPAddress, Mode, Pool, Settings
 
-from .pools import NO_POOLS, Addresses, explicit_vips, requests_of, taken
+from .node import NodePorts
+from .pools import NO_POOLS, Addresses, explicit_vips, given_to_other, requests_of
 from .problems import ConfigError, Place, Problems
-from .rules import check_limits, check_services
+from .rules import check_limits, check_modes, check_services, told
 from .services import Written, build_service
 from .shape import ServiceEntry
 from .store import State
@@ -29,6 +30,10 @@ from .typed import Path, Reader
 
 API = "api"
 Errors = dict[str, list[ConfigError]]  # by service of the API
+
+
+class Stale(Exception):
+    """A service was built with addresses that it no longer has: its file is to be read again."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,12 @@ class Draft:
         return build_service(self.reader, self.path, self.entry, default_mode, addresses)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Built:
-    """A service that asks for no address, built when its file was read."""
+    """A service that was built before. It stays what it is while pools give it the same."""
 
     written: Written
+    given: tuple[tuple[Request, IPAddress], ...] = ()  # addresses that it asks for, and got
 
     @property
     def name(self) -> str:
@@ -75,12 +81,16 @@ class Built:
         return self.written.name_place
 
     def requests(self) -> list[Request]:
-        return []
+        return [request for request, _ in self.given]
 
     def named(self) -> Iterable[IPAddress]:
-        return self.written.service.vips
+        asked = {address for _, address in self.given}
+        return [vip for vip in self.written.service.vips if vip not in asked]
 
-    def build(self, _default_mode: Mode | None, _addresses: Addresses) -> Written:
+    def build(self, _default_mode: Mode | None, addresses: Addresses) -> Written:
+        """Raises: Stale if it has other addresses now."""
+        if any(addresses.given.get(request) != address for request, address in self.given):
+            raise Stale
         return self.written
 
 
@@ -93,7 +103,22 @@ class Files:
     settings: Settings | None = None
     pools: tuple[Pool, ...] = ()
     default_mode: Mode | None = None
-    drafts: list[Draft | Built] = field(default_factory=list)
+    of_each: list[list[Draft | Built]] = field(default_factory=list)  # files, in their order
+
+    @property
+    def drafts(self) -> list[Draft | Built]:
+        return [draft for some in self.of_each for draft in some]
+
+    def settle(self, written: Iterable[Written], addresses: Addresses) -> None:
+        """Without an error: what was built need not be built, nor its file read, again."""
+        done = iter(written)
+        for some in self.of_each:
+            some[:] = [
+                draft
+                if isinstance(draft, Built)
+                else Built(item, tuple((r, addresses.given[r]) for r in draft.requests()))
+                for draft, item in zip(some, done, strict=False)
+            ]
 
 
 @dataclass(frozen=True)
@@ -105,6 +130,20 @@ class Loaded:
     aside: Mapping[str, list[ConfigError]]  # service of the API: why
     overruled: frozenset[str]  # of these, those that are right in themselves
     vips: Mapping[Request, IPAddress]  # to be kept
+
+
+class Taken:
+    """What services have that count more than one that comes after them."""
+
+    def __init__(self, items: Iterable[Written]) -> None:
+        self.frontends: dict[Frontend, Written] = {}
+        self.node_ports = NodePorts[Written]()
+        for item in items:
+            self.add(item)
+
+    def add(self, item: Written) -> None:
+        self.frontends.update(dict.fromkeys(item.service.frontends(), item))
+        self.node_ports.add(item.service, item)
 
 
 def place_of_api(name: str) -> str:
@@ -129,24 +168,25 @@ def merge(
     Shape:  `must`: services of the API that may not fall out for errors of their own, since they
             are in force; `newest`: one that is asked for, and gives way to the others.
     Raises: ConfigErrors with all errors. What was loaded before stays in force.
+            Stale if a file must be read again first.
     """
-    kept, aside, wrong = _of_api(files, state, newest)
-    drafts: list[Draft | Built] = [*files.drafts, *(draft for draft, _ in kept.values())]
-    addresses = _give(files, drafts, state)
-    written = [draft.build(files.default_mode, addresses) for draft in files.drafts]
-    taken_by: dict[Frontend, Written] = {f: w for w in written for f in w.service.frontends()}
+    of_files = files.drafts
+    kept, aside, wrong = _of_api(of_files, state, newest)
+    addresses = _give(files, [*of_files, *(draft for draft, _ in kept.values())], state)
+    written = [draft.build(files.default_mode, addresses) for draft in of_files]
+    taken = Taken(written if kept else ())
     in_force = list(written)
     for name, (draft, problems) in kept.items():
         item = draft.build(files.default_mode, addresses)
         if errors := problems.errors():
             wrong[name] = errors
             continue
-        _check_apart(draft, item, taken_by, addresses)
+        _check_apart(draft, item, taken, addresses)
         if errors := problems.errors():
             aside[name] = errors
             continue
         in_force.append(item)
-        taken_by |= dict.fromkeys(item.service.frontends(), item)
+        taken.add(item)
     _check_given(files, written, addresses, aside, in_force)
     names = {item.service.name for item in in_force}
     for name in sorted(set(must) & set(wrong)):
@@ -159,8 +199,11 @@ def merge(
             lambda limit: files.reader.place(("limits", limit)),
             files.problems,
         )
+    if files.settings is not None and files.reader.trusts(("xdp",)):
+        check_modes(in_force, files.settings, files.problems)
     files.problems.raise_any()
     assert files.settings is not None  # else a problem was noted
+    files.settle(written, addresses)
     overruled, aside = frozenset(aside), aside | wrong
     held = {r: a for r, a in state.vips.items() if r.service in aside}
     vips = held | {r: a for r, a in addresses.given.items() if r.service in names}
@@ -175,10 +218,10 @@ def merge(
 
 
 def _of_api(
-    files: Files, state: State, newest: tuple[Draft, Problems] | None
+    drafts: Iterable[Draft | Built], state: State, newest: tuple[Draft, Problems] | None
 ) -> tuple[dict[str, tuple[Draft, Problems]], Errors, Errors]:
     """The API's services that no file has, the newest last; those that one has; the unreadable."""
-    places = {draft.name: draft.place for draft in files.drafts if draft.name}
+    places = {draft.name: draft.place for draft in drafts if draft.name}
     kept: dict[str, tuple[Draft, Problems]] = {}
     aside: Errors = {}
     wrong: Errors = {}
@@ -213,23 +256,24 @@ def _give(files: Files, drafts: list[Draft | Built], state: State) -> Addresses:
     return Addresses(allocate(pools, requests, state.vips, named), state.vips)
 
 
-def _check_apart(
-    draft: Draft, item: Written, taken_by: Mapping[Frontend, Written], addresses: Addresses
-) -> None:
+def _check_apart(draft: Draft, item: Written, taken: Taken, addresses: Addresses) -> None:
     """What a service of the API must not share with those that count more."""
     name = item.service.name
-    told = set()
+    others = set()
     for frontend in item.service.frontends():
-        other = taken_by.get(frontend)
-        if other is not None and other.service.name not in told:
-            told.add(other.service.name)
+        other = taken.frontends.get(frontend)
+        if other is not None and other.service.name not in others:
+            others.add(other.service.name)
             what = f"frontend {frontend} is taken"
             why = f"{other.service.name} ({other.name_place}) has it, and counts more"
             draft.reader.error((*draft.path, "vip"), what, why, "give it a VIP or port of its own")
+    if clash := taken.node_ports.clash(item.service):
+        what, why = told(*clash)
+        draft.reader.error((*draft.path, "vip"), what, why, "give it a network or port of its own")
     for vip in item.service.vips:
         owner = addresses.owner(vip)
         if owner is not None and owner.service != name:
-            error = taken(vip, owner)
+            error = given_to_other(vip, owner)
             draft.reader.error((*draft.path, "vip"), error.what, error.why, error.fix)
 
 
@@ -241,6 +285,8 @@ def _check_given(
     in_force: list[Written],
 ) -> None:
     """A file may name an address that a pool gave to a service of the API, which then loses it."""
+    if not addresses.given:
+        return
     of_api = {item.service.name: item for item in in_force[len(written) :]}
     for item in written:
         for vip, place in zip(item.service.vips, item.vip_places, strict=True):
@@ -255,7 +301,7 @@ def _check_given(
                 fix = "name another address there; this service then comes back by itself"
                 aside[owner.service] = [ConfigError(file, what, why, fix)]
             elif owner.service not in aside:
-                error: ShuntError = taken(vip, owner)
+                error: ShuntError = given_to_other(vip, owner)
                 files.problems.add(place, error.what, error.why, error.fix)
 
 

@@ -33,7 +33,7 @@ def source_rules(reader: Reader, path: Path, entry: ServiceEntry) -> tuple[Sourc
         found[name] = {}
         for where, text in each((*path, name), getattr(entry.sources, name)):
             try:
-                found[name][values.client_network(text)] = where
+                found[name][values.any_network(text, "source")] = where
             except values.Refused as error:
                 reader.refuse(where, error.what, error.wants, error.fix)
     try:

@@ -150,7 +150,11 @@ def _compose(parser: Any) -> Any:
                 key = value
                 continue
             if not event.style:  # plain: neither in quotes nor a block
-                value = _plain(value)
+                if value in _NULLS:
+                    raise NotPlain("no value")
+                # An address begins with a digit, too, and is no number.
+                if value.isdecimal() and _NUMBER.fullmatch(value):
+                    value = int(value)
         elif kind is SequenceStartEvent or kind is MappingStartEvent:
             value = _collection(event)
             if type(here) is _Mapping and key is None:
@@ -184,12 +188,6 @@ def _collection(event: Any) -> Any:
     if event.tag is not None or event.anchor is not None:
         raise NotPlain("a tag or an anchor")
     return _Mapping() if type(event) is MappingStartEvent else _Sequence()
-
-
-def _plain(value: str) -> str | int:
-    if value in _NULLS:
-        raise NotPlain("no value")
-    return int(value) if _NUMBER.fullmatch(value) else value
 
 
 def _expect(event: Any, kind: type) -> None:

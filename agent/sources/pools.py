@@ -97,7 +97,7 @@ class Addresses:
         return self._owners.get(address)
 
 
-def taken(address: IPAddress, owner: Request) -> ShuntError:
+def given_to_other(address: IPAddress, owner: Request) -> ShuntError:
     """A service names an address that another one was given."""
     return ShuntError(
         f"vip {address} is given to {owner.service}",

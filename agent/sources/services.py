@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the shape of a service to a Service, with the rules that hold within one service."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from shunt.lb.errors import ShuntError
-from shunt.lb.model import Backend, IPAddress, Mode, Port, Service
+from msgspec import structs
 
-from . import options, values
+from shunt.lb.errors import ShuntError
+from shunt.lb.model import ANY_PORT, Backend, IPAddress, IPNetwork, Mode, Port, Service
+
+from . import node, options, quic, values
 from .checks import build_health, duration, refuse
 from .pools import Addresses, pool_of
 from .problems import Place
@@ -22,6 +24,7 @@ class Written:
     service: Service
     name_place: Place
     vip_places: tuple[Place, ...]
+    node_place: Place | None = None  # of the first network of this host's addresses
 
 
 def build_service(
@@ -39,18 +42,23 @@ def build_service(
     if not reader.trusts((*path, "mode")):
         mode = None
     vips = _vips(reader, path, entry, addresses)
+    networks = node.networks_of(reader, path, entry)
     ports = tuple(_ports(reader, path, entry))
     backends = _backends(reader, path, entry)
     if mode is not None:
-        backends = _fit_mode(reader, path, mode, vips, ports, backends)
+        both = [*vips.items(), *networks.items()]
+        backends = _fit_mode(reader, path, mode, both, ports, backends)
+    node.check(reader, networks, mode, ports)
     _check_backends(reader, list(vips), ports, backends)
+    connection_ids = quic.connection_ids(reader, path, entry, ports)
+    quic.check_server_ids(reader, path, connection_ids, backends)
     service = Service(
         name=entry.name if isinstance(entry.name, str) else "",
         vips=tuple(vips),
         ports=ports,
         mode=mode or Mode.DSR_IPIP,
         backends=tuple(backends.values()),
-        health=build_health(reader, (*path, "health"), entry, ports),
+        health=build_health(reader, (*path, "health"), entry, ports, mode),
         tcp_idle_s=duration(reader, (*path, "idle", "tcp"), entry.idle.tcp),
         udp_idle_s=duration(reader, (*path, "idle", "udp"), entry.idle.udp),
         udp_window_s=duration(reader, (*path, "udp_window"), entry.udp_window),
@@ -59,11 +67,14 @@ def build_service(
         affinity_s=options.affinity_s(reader, path, entry),
         sources=options.source_rules(reader, path, entry),
         rate=options.rate_limit(reader, path, entry, ports),
+        quic=connection_ids,
         echo=entry.echo == "on" if isinstance(entry.echo, str) else None,
+        node=tuple(networks),
     )
     options.check_hash(reader, path, entry, service.region_slots())
     places = tuple(reader.place(vip_path) for vip_path in vips.values())
-    return Written(service, reader.place((*path, "name")), places)
+    of_node = next((reader.place(where) for where in networks.values()), None)
+    return Written(service, reader.place((*path, "name")), places, of_node)
 
 
 def _twice(reader: Reader, path: Path, what: str, first: Path) -> None:
@@ -76,6 +87,8 @@ def _vips(
 ) -> dict[IPAddress, Path]:
     found: dict[IPAddress, Path] = {}
     for where, text in each((*path, "vip"), entry.vip):
+        if text.startswith(node.PREFIX):
+            continue
         try:
             vip = _vip(text, entry, addresses)
         except values.Refused as error:
@@ -124,7 +137,8 @@ def _backends(reader: Reader, path: Path, entry: ServiceEntry) -> dict[Path, Bac
             elif isinstance(value.address, str):
                 address = values.address(value.address, "backend")
                 port = value.port if isinstance(value.port, int) else 0
-                found[where] = Backend(address, port, value.weight)
+                server_id = quic.server_id(reader, where, value)
+                found[where] = Backend(address, port, value.weight, server_id)
         except values.Refused as error:
             refuse(reader, where, error)
     return found
@@ -134,40 +148,50 @@ def _fit_mode(
     reader: Reader,
     path: Path,
     mode: Mode,
-    vips: dict[IPAddress, Path],
+    vips: Sequence[tuple[IPAddress | IPNetwork, Path]],
     ports: tuple[Port, ...],
     backends: dict[Path, Backend],
 ) -> dict[Path, Backend]:
     """The backends as the mode uses them; what it cannot do is noted."""
-    if mode is Mode.NAT:
+    if mode is Mode.LOCAL:
         _check_families(reader, path, vips, backends)
+        _check_ports(reader, path, ports)
+    if mode.translates:
         return backends
     numbers = {port.port for port in ports}
     for where, backend in backends.items():
-        others = sorted(numbers - {backend.port})
-        if backend.port and others:
+        if backend.port and (others := sorted(numbers - {backend.port})):
             what = f"backend {backend} has a port of its own"
             why = f"mode {mode} leaves the packet's port as it is, here {others[0]}"
             reader.error(where, what, why, "remove the port, or use mode: nat")
-    return {where: Backend(b.address, 0, b.weight) for where, b in backends.items()}
+    return {where: structs.replace(b, port=0) if b.port else b for where, b in backends.items()}
+
+
+def _check_ports(reader: Reader, path: Path, ports: tuple[Port, ...]) -> None:
+    if any(port.port == ANY_PORT for port in ports):
+        what, why = "ports has any", "mode local knows replies by the port that they come from"
+        reader.error((*path, "ports"), what, why, "list the ports, or use mode: nat")
 
 
 def _check_families(
-    reader: Reader, path: Path, vips: dict[IPAddress, Path], backends: dict[Path, Backend]
+    reader: Reader,
+    path: Path,
+    vips: Sequence[tuple[IPAddress | IPNetwork, Path]],
+    backends: dict[Path, Backend],
 ) -> None:
-    families = {vip.version for vip in vips}
+    families = {vip.version for vip, _ in vips}
     if len(families) > 1:
         what = "vip has addresses of both families"
-        why = "mode nat does not translate between IPv4 and IPv6"
-        fix = "make it two services, or use mode: dsr-ipip"
+        why = "mode local does not translate between IPv4 and IPv6"
+        fix = "make it two services, or use mode: nat"
         reader.error((*path, "vip"), what, why, fix)
         return
     for where, backend in backends.items():
         if families and backend.address.version not in families:
-            vip, vip_path = next(iter(vips.items()))
+            vip, vip_path = vips[0]
             what = f"backend {backend} is not of its VIP's family"
-            why = f"mode nat cannot reach it from {vip} ({reader.place(vip_path)})"
-            fix = f"give an IPv{vip.version} backend, or use mode: dsr-ipip"
+            why = f"mode local cannot reach it from {vip} ({reader.place(vip_path)})"
+            fix = f"give an IPv{vip.version} backend, or use mode: nat"
             reader.error(where, what, why, fix)
 
 
@@ -176,6 +200,10 @@ def _check_backends(
 ) -> None:
     numbers = {port.port for port in ports}
     only = next(iter(numbers)) if len(numbers) == 1 else 0
+    # Almost always all differ, which numbers show sooner: an address is slow to hash and compare.
+    seen = {(int(b.address), b.port or only) for b in backends.values()}
+    if len(seen) == len(backends) and not {int(vip) for vip in vips} & {n for n, _ in seen}:
+        return
     first: dict[tuple[IPAddress, int], Path] = {}
     for where, backend in backends.items():
         if backend.address in vips:

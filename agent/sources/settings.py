@@ -9,6 +9,7 @@ import msgspec
 from shunt.lb.model import Limits, Settings
 
 from . import values
+from .masquerade import build_masquerade
 from .shape import SettingsFile
 from .typed import Path, Reader, each
 
@@ -16,6 +17,7 @@ _DEFAULT = Settings(interfaces=())
 _MOST_SEED = 2**64 - 1
 # A region of the default size for ten backends; whole pages, and whole words of map restarts.
 SLOTS_UNIT = 1024
+_KERNELS_TABLES = range(253, 256)  # default, main, local
 
 T = TypeVar("T")
 
@@ -43,15 +45,18 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         fix = f"write {-(-slots // SLOTS_UNIT) * SLOTS_UNIT}"
         reader.refuse(("limits", "slots"), what, wants, fix)
     listen = _parsed(reader, ("metrics", "listen"), values.listening, written.metrics.listen, None)
+    interfaces = _interfaces(reader, written)
     return Settings(
-        interfaces=_interfaces(reader, written),
+        interfaces=interfaces,
         xdp_mode=written.xdp,
         hash_seed=written.hash_seed,
         ipip_source4=source4,
         ipip_source6=source6,
         nat_port_min=first,
         nat_port_max=last,
+        masquerade=build_masquerade(reader, written, interfaces),
         echo=written.echo == "on",
+        sockets=written.sockets,
         limits=Limits(**msgspec.structs.asdict(written.limits)),
         inserts_per_s=written.budgets.inserts,
         answers_per_s=written.budgets.answers,
@@ -59,7 +64,16 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         metrics_listen=listen,
         metrics_detail=written.metrics.detail,
         program_times=written.metrics.program_times == "on",
+        check_mark=written.checks.mark,
+        check_table=_table(reader, written.checks.table),
     )
+
+
+def _table(reader: Reader, table: int) -> int:
+    if table in _KERNELS_TABLES:
+        what, wants = f"table {table} is the kernel's own", "a routing table that nobody else uses"
+        reader.refuse(("checks", "table"), what, wants, f"write table: {_DEFAULT.check_table}")
+    return table
 
 
 def _parsed(reader: Reader, path: Path, parse: Callable[[str], T], text: str, default: T) -> T:

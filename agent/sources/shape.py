@@ -10,13 +10,14 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from shunt.lb.checks import Dns, Exec, Http, spans
-from shunt.lb.model import HealthCheck, Limits, RateLimit, Service, Settings
+from shunt.lb.model import HealthCheck, Limits, Quic, RateLimit, Service, Settings
 
 _NODE = Settings(interfaces=())
 _LIMITS = Limits()
 _SERVICE = Service(name="", vips=(), ports=())
 _HEALTH = HealthCheck()
 _RATE = RateLimit(1, 1)
+_QUIC = Quic(1)
 _HTTP, _DNS = Http(), Dns("")
 
 
@@ -42,7 +43,11 @@ Name = Annotated[
     ),
 ]
 Address = Annotated[
-    str, _text("an IPv4 or IPv6 address, or pool/NAME", "203.0.113.10", "pool/public")
+    str,
+    _text(
+        "an IPv4 or IPv6 address, pool/NAME or node/NETWORK",
+        *("203.0.113.10", "pool/public", "node/10.0.0.0/8"),
+    ),
 ]
 PoolName = Annotated[
     str,
@@ -69,9 +74,10 @@ Switch = Literal["off", "on"]
 Status = Annotated[int, Meta(ge=100, le=599, examples=[200])]
 StatusText = Annotated[str, _text("FIRST-LAST", "200-299")]
 HeaderText = Annotated[str, _text("NAME: TEXT", "Content-Type: text/html")]
+ServerId = Annotated[str, _text("hexadecimal digits", "0a0b")]
 Word = Annotated[str, _text("text", "/usr/local/bin/check")]
 Budget = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-ModeName = Literal["dsr-ipip", "dsr-l2", "nat"]
+ModeName = Literal["dsr-ipip", "dsr-l2", "nat", "local"]
 
 
 class Shape(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -96,6 +102,16 @@ class Nat(Shape, frozen=True):
     )
 
 
+class Masquerading(Shape, frozen=True):
+    """What leaves the node with its address."""
+
+    interfaces: (
+        Annotated[list[Interface], Meta(min_length=1, examples=[["eth0"]])] | Interface | UnsetType
+    )
+    sources: list[NetworkText] | NetworkText = []
+    not_to: list[NetworkText] | NetworkText | UnsetType = UNSET
+
+
 class Budgets(Shape, frozen=True):
     """What one processor may do in a second."""
 
@@ -114,6 +130,7 @@ class Sizes(Shape, frozen=True):
     nexthops: Annotated[int, Meta(ge=16, le=2**20)] = _LIMITS.nexthops
     sources: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.sources
     rates: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.rates
+    server_ids: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.server_ids
     flows: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.flows
     nat: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.nat
 
@@ -126,23 +143,34 @@ class Metrics(Shape, frozen=True):
     program_times: Switch = "off"
 
 
+class Checks(Shape, frozen=True):
+    """What checks by way of a VIP have for themselves on this host."""
+
+    mark: Annotated[int, Meta(ge=1, le=255)] = _NODE.check_mark
+    # 253 to 255 are the kernel's own.
+    table: Annotated[int, Meta(ge=1, le=2**32 - 1)] = _NODE.check_table
+
+
 class SettingsFile(Shape, frozen=True):
     """/etc/shunt/shunt.yaml"""
 
     interfaces: (
         Annotated[list[Interface], Meta(min_length=1, examples=[["eth0"]])] | Interface | UnsetType
     )
-    xdp: Literal["auto", "native", "generic"] = _NODE.xdp_mode
+    xdp: Literal["auto", "native", "generic", "off"] = _NODE.xdp_mode
     # msgspec cannot hold the upper bound, 2**64 - 1, as a constraint; the schema can.
     hash_seed: Annotated[int, Meta(ge=0, extra_json_schema={"maximum": 2**64 - 1})] = (
         _NODE.hash_seed
     )
     mode: ModeName = _SERVICE.mode.value
     echo: Switch = "on" if _NODE.echo else "off"
+    sockets: Literal["host", "all", "off"] = _NODE.sockets
     ipip: Ipip = Ipip()
     nat: Nat = Nat()
+    masquerade: Literal["off"] | Masquerading = "off"
     budgets: Budgets = Budgets()
     metrics: Metrics = Metrics()
+    checks: Checks = Checks()
     limits: Sizes = Sizes()
     pools: dict[PoolName, PoolNetworks] = {}
 
@@ -160,6 +188,7 @@ class BackendEntry(Shape, frozen=True):
             extra={"fix": "write 1 to 65535; to take a backend out use `shunt backend drain`"},
         ),
     ] = 1
+    server_id: ServerId | UnsetType = UNSET
 
 
 class Health(Shape, frozen=True):
@@ -167,6 +196,7 @@ class Health(Shape, frozen=True):
 
     type: Literal["tcp", "http", "https", "grpc", "dns", "udp", "exec"] = _HEALTH.kind
     port: PortNumber | UnsetType = UNSET
+    via: Literal["backend", "vip"] = _HEALTH.via
     interval: Duration = _HEALTH.interval_s
     timeout: Duration = _HEALTH.timeout_s
     rise: Annotated[int, Meta(ge=1, le=255)] = _HEALTH.rise
@@ -221,6 +251,14 @@ class Rate(Shape, frozen=True):
     prefix6: Annotated[int, Meta(ge=1, le=128)] = _RATE.prefix6
 
 
+class ConnectionIds(Shape, frozen=True):
+    """How backends make QUIC connection ids."""
+
+    server_id_length: Annotated[int, Meta(ge=1, le=15, examples=[2])] | UnsetType
+    config_id: Annotated[int, Meta(ge=0, le=6)] = _QUIC.config_id
+    nonce_length: Annotated[int, Meta(ge=4, le=18)] = _QUIC.nonce_length
+
+
 class ServiceEntry(Shape, frozen=True):
     """A service of /etc/shunt/services.d/*.yaml"""
 
@@ -247,6 +285,7 @@ class ServiceEntry(Shape, frozen=True):
     affinity: Literal["none"] | Duration = "none"
     sources: Sources = Sources()
     rate: Literal["none"] | Rate = "none"
+    quic: Literal["none"] | ConnectionIds = "none"
 
 
 ServicesFile = ServiceEntry | list[ServiceEntry]

@@ -196,7 +196,7 @@ class Reader:
         out_of_range = "`int` >=" in failure or "`int` <=" in failure
         form = "is out of range" if out_of_range else "is not accepted"
         fix = _fix(kinds)
-        if meant := nearest(node.value, kinds.choices):
+        if meant := nearest(node.value.lower(), kinds.choices):
             fix = f'perhaps "{meant}" is meant'
         elif node.style in ("'", '"') and node.value.isdecimal() and str not in kinds.plain:
             fix = "write it without quotes"

@@ -10,6 +10,7 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+from socket import AF_INET, inet_pton
 
 from shunt.lb.model import ANY_PORT, Backend, IPAddress, IPNetwork, Port, Protocol
 
@@ -56,11 +57,20 @@ def duration(value: float | str, name: str) -> float:
 def address(text: str, name: str) -> IPAddress:
     """A single unicast address that other hosts can have. Raises: Refused."""
     try:
-        found = ip_address(text)
+        found = _parse(text)
     except ValueError:
         wants = "an IPv4 or IPv6 address"
         raise Refused(f"{name} {shown(text)} is not an address", wants) from None
     return usable(found, name)
+
+
+def _parse(text: str) -> IPAddress:
+    """As `ip_address`, in a fifth of the time for IPv4. Raises: ValueError."""
+    try:
+        raw = inet_pton(AF_INET, text)
+    except (OSError, ValueError):  # no IPv4, or with a NUL in it
+        return ip_address(text)
+    return IPv4Address(int.from_bytes(raw, "big"))
 
 
 def usable(found: IPAddress, name: str) -> IPAddress:
@@ -115,7 +125,7 @@ def backend(text: str) -> Backend:
         host = match[1] if match[3] is None else match[3]
         digits = match[2] or match[4]
     try:
-        found = ip_address(host)
+        found = _parse(host)
     except ValueError:
         found = None
     if found is None or (match and (found.version == 6) != (match[3] is None)):
@@ -171,17 +181,27 @@ def _network(text: str, name: str, wants: str) -> IPv4Network | IPv6Network:
     return found
 
 
-def client_network(text: str) -> IPNetwork:
+def any_network(text: str, name: str) -> IPNetwork:
     """An address, or a network; of any size. Raises: Refused."""
     wants = "an address, or a network such as 10.0.0.0/8"
     try:
         loose = ip_network(text, strict=False)
     except ValueError:
-        raise Refused(f"source {shown(text)} is not a network", wants) from None
+        raise Refused(f"{name} {shown(text)} is not a network", wants) from None
     if str(loose.network_address) != str(ip_address(text.partition("/")[0])):
-        what = f"source {shown(text)} has bits set beyond its prefix"
+        what = f"{name} {shown(text)} has bits set beyond its prefix"
         raise Refused(what, wants, f"write {loose}")
     return loose
+
+
+def node_network(text: str) -> IPNetwork:
+    """Of which addresses of this host are VIPs. Raises: Refused."""
+    found = any_network(text, "node network")
+    if found.is_multicast or (found.version == 6 and found.is_link_local):
+        kind = "multicast" if found.is_multicast else "link-local"
+        what = f"node network {found} is {kind}"
+        raise Refused(what, "a network of addresses that name this host alone")
+    return found
 
 
 def port_range(text: str) -> tuple[int, int]:

@@ -24,11 +24,11 @@ import pytest
 from shunt.lab.netns import Process
 from shunt.lab.reports import Plan, Target
 from shunt.lab.scenario import LabService
-from shunt.lab.servers import running
-from shunt.lab.shuntd import Shuntd, attach_decap, daemons
+from shunt.lab.shuntd import Shuntd
 from shunt.lab.topology import Host, Lab
 from shunt.lab.traffic import Traffic
 from shunt.lb.model import Mode
+from tests.scenes import balanced_lab, nothing_lost
 
 ROUTED = (
     LabService("routed-v4", Mode.DSR_IPIP, ip_address("203.0.113.10"), 4),
@@ -145,31 +145,9 @@ class Scene:
         return {role for role, packets in self.carried().items() if packets > before[role]}
 
 
-@contextlib.contextmanager
-def nothing_lost(traffic: Traffic) -> Iterator[None]:
-    """All connections that are up stay with their backends, and every request is answered."""
-    flows = {f.flow for f in traffic.live()}
-    assert len(flows) == sum(t.tcp_flows for t in traffic.plan.targets)
-    before = len(traffic.failures())
-    yield
-    traffic.wait_answered(30)
-    assert [f"{f.target} {f.kind} {f.detail}" for f in traffic.failures()[before:]] == []
-    assert {f.flow for f in traffic.live()} == flows
-
-
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    services = ROUTED + MOVED
-    with contextlib.ExitStack() as stack:
-        lab = stack.enter_context(Lab(balancer_count=2, backend_count=2))
-        lab.add_vips(s.vip for s in services)
-        stack.enter_context(running(lab.backends, lab.directory))
-        for host in lab.backends:
-            attach_decap(lab, host)
-        documents = [s.document(lab.backends) for s in services]
-        started = stack.enter_context(daemons(lab, documents))
-        for daemon in started.values():
-            daemon.wait_up(30)
+    with balanced_lab(ROUTED + MOVED, backend_count=2) as (lab, started):
         yield Scene(lab, started)
 
 
@@ -218,7 +196,7 @@ def test_by_a_static_route(scene: Scene) -> None:
         scene.lab.route(service.vip, first)
     with scene.traffic(ROUTED) as traffic:
         assert scene.carries(traffic) == {"lb1"}
-        with nothing_lost(traffic):
+        with nothing_lost(traffic, timeout_s=30):
             for service in ROUTED:
                 scene.lab.route(service.vip, second)
             assert scene.carries(traffic) == {"lb2"}
@@ -229,7 +207,7 @@ def test_by_a_static_route(scene: Scene) -> None:
 def test_by_routes_of_equal_cost(scene: Scene) -> None:
     with scene.traffic(ROUTED) as traffic:
         assert scene.carries(traffic) == {"lb1", "lb2"}
-        with nothing_lost(traffic):
+        with nothing_lost(traffic, timeout_s=30):
             scene.lab.announce(scene.lab.balancers[1:])
             assert scene.carries(traffic) == {"lb2"}
             scene.lab.announce(scene.lab.balancers)
@@ -248,7 +226,7 @@ def test_who_holds_a_vip_answers_for_it_and_xdp_takes_its_packets(
     scene: Scene, pair: list[Keepalived]
 ) -> None:
     """Before it moves, after it moved in peace, and when it is back."""
-    with scene.traffic(MOVED) as traffic, nothing_lost(traffic):
+    with scene.traffic(MOVED) as traffic, nothing_lost(traffic, timeout_s=30):
         for there in (pair[0], pair[1], pair[0]):
             if not there.holds():
                 move(pair, there)
@@ -261,7 +239,7 @@ def test_who_holds_a_vip_answers_for_it_and_xdp_takes_its_packets(
 
 def test_a_vip_whose_node_is_lost(scene: Scene, pair: list[Keepalived]) -> None:
     lost, other = pair
-    with scene.traffic(MOVED) as traffic, nothing_lost(traffic):
+    with scene.traffic(MOVED) as traffic, nothing_lost(traffic, timeout_s=30):
         scene.lab.unplug(lost.host)
         wait_for_holder(pair, other)
         assert scene.carries(traffic) == {other.host.role}
@@ -276,7 +254,7 @@ def test_a_vip_whose_node_is_lost(scene: Scene, pair: list[Keepalived]) -> None:
 
 def test_a_vip_stays_while_shuntd_is_away(scene: Scene, pair: list[Keepalived]) -> None:
     daemon = pair[0].daemon
-    with scene.traffic(MOVED) as traffic, nothing_lost(traffic):
+    with scene.traffic(MOVED) as traffic, nothing_lost(traffic, timeout_s=30):
         daemon.kill()
         for _ in range(3):
             traffic.wait_answered(30)

@@ -17,6 +17,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,24 @@ import yaml
 
 from shunt.agent.events import Event
 from shunt.lab.reports import Plan, Target
-from shunt.lab.scenario import SERVICES, dsr_vips
-from shunt.lab.servers import Servers, running
-from shunt.lab.shuntd import SETTINGS, attach_decap
+from shunt.lab.scenario import SERVICES
+from shunt.lab.servers import Servers
+from shunt.lab.shuntd import SETTINGS
 from shunt.lab.topology import Lab
 from shunt.lab.traffic import Traffic
 from tests.e2e.machine import ROOT, Machine
+from tests.e2e.programs import Programs, checking
+from tests.scenes import lab_with_servers, nothing_lost
 
-CAPABILITIES = {"cap_bpf", "cap_net_admin", "cap_perfmon"}
+# The first of all makes a machine's root file system.
+pytestmark = pytest.mark.timeout(1200)
+
+LOADING = {"cap_bpf", "cap_net_admin", "cap_perfmon"}
+RUNNING = {"cap_setuid", "cap_setgid", "cap_kill"}  # health checks of type exec
+CAPABILITIES = LOADING | RUNNING
 # `systemd-analyze security`: 0 is a locked cell, 10 anything goes. What is left is what a load
 # balancer is for: the network, and BPF.
-EXPOSURE_MAX = 2.0
+EXPOSURE_MAX = 2.4
 # Written by the machine itself all the time, or by who comes in.
 RESTLESS = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/log", "/var/lib/systemd")
 LISTING = (
@@ -53,17 +61,8 @@ class Scene:
     traffic: Traffic
     before: str = ""
 
-    @contextlib.contextmanager
-    def nothing_lost(self) -> Iterator[None]:
-        """Every connection that is up was answered anew afterwards, and no request was lost."""
-        flows = {f.flow for f in self.traffic.live()}
-        wanted = sum(t.tcp_flows + t.udp_flows for t in self.traffic.plan.targets)
-        assert len(flows) == wanted
-        before = len(self.traffic.failures())
-        yield
-        self.traffic.wait_answered()
-        assert [f"{f.target} {f.kind} {f.detail}" for f in self.traffic.failures()[before:]] == []
-        assert {f.flow for f in self.traffic.live()} == flows
+    def nothing_lost(self) -> AbstractContextManager[object]:
+        return nothing_lost(self.traffic)
 
     def pid(self) -> int:
         """Of the daemon, as the machine counts; 0 if there is none."""
@@ -75,6 +74,11 @@ class Scene:
 
     def status(self) -> Any:
         return json.loads(self.machine.run("shunt", "status", "-o", "json"))
+
+    def troubles(self) -> Any:
+        """Of checks. The status may tell of problems too, with exit code 1."""
+        shown = self.machine.run("shunt", "status", "-o", "json", check=False)
+        return json.loads(shown)["checks"]["troubles"]
 
     def records(self, *matches: str) -> list[dict[str, str]]:
         shown = self.machine.run("journalctl", "-o", "json", "--all", "-u", "shuntd", *matches)
@@ -103,11 +107,7 @@ def plan() -> Plan:
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with contextlib.ExitStack() as stack:
-        lab = stack.enter_context(Lab(balancer_count=1, backend_count=2))
-        lab.add_vips(dsr_vips())
-        servers = stack.enter_context(running(lab.backends, lab.directory))
-        for host in lab.backends:
-            attach_decap(lab, host)
+        lab, servers = stack.enter_context(lab_with_servers(balancer_count=1, backend_count=2))
         machine = stack.enter_context(Machine(lab, lab.balancers[0]))
         before = machine.shell(LISTING)
         _install(machine, lab)
@@ -160,10 +160,10 @@ def test_the_daemon_has_what_is_declared_and_no_more(scene: Scene) -> None:
     assert float(exposure) <= EXPOSURE_MAX
 
 
-@pytest.mark.parametrize("name", sorted(CAPABILITIES))
+@pytest.mark.parametrize("name", sorted(LOADING))
 def test_it_needs_each_of_them(scene: Scene, name: str) -> None:
     """Without the look at its own capabilities, which refuses at once: the kernel refuses too."""
-    others = " ".join(sorted(CAPABILITIES - {name})).upper()
+    others = " ".join(sorted(LOADING - {name})).upper()
     code = (
         "import sys; sys.path.insert(0, '/usr/local/lib/shunt')\n"
         "from pathlib import Path\n"
@@ -185,8 +185,47 @@ def test_it_needs_each_of_them(scene: Scene, name: str) -> None:
         finally:
             scene.machine.shell(clean)
 
-    assert attempt(" ".join(CAPABILITIES).upper()) == ""
+    assert attempt(" ".join(LOADING).upper()) == ""
     assert "shunt.lb.errors.ShuntError" in attempt(others)
+
+
+@pytest.fixture
+def programs(scene: Scene) -> Iterator[Programs]:
+    with checking(scene.machine) as programs:
+        yield programs
+
+
+def test_programs_check_unprivileged_and_are_ended(scene: Scene, programs: Programs) -> None:
+    scene.machine.until(lambda: bool(programs.row("ends")["last_ok"]), "runs the program")
+    scene.machine.until(lambda: programs.row("hangs")["state"] == "failing", "ends the other")
+    assert programs.row("hangs")["reason"] == "/bin/sleep: no end within 1.5 s"
+    assert scene.troubles() == {}
+    # Those under way, and no more.
+    assert len(programs.sleepers("1234")) <= 1
+    assert len(programs.sleepers("4321")) <= 1
+
+
+def test_a_check_by_way_of_a_vip(scene: Scene) -> None:
+    """The unit's sandbox has room for its mark, its rule and its program."""
+    path = "/etc/shunt/services.d/via.yaml"
+    check = {"port": 80, "via": "vip"}
+    via = {"name": "via", "vip": "203.0.113.10", "ports": [81], "backends": ["10.0.0.101"]}
+    scene.machine.write(path, yaml.safe_dump({**via, "health": check}))
+    scene.machine.run("systemctl", "reload", "shuntd")
+    ask = ["shunt", "health", "list", "via", "-o", "json"]
+    scene.machine.until(
+        lambda: bool(json.loads(scene.machine.run(*ask))["health"][0]["last_ok"]), "is answered"
+    )
+    scene.machine.run("rm", path)
+    scene.machine.run("systemctl", "reload", "shuntd")
+    assert "5348" not in scene.machine.run("ip", "rule")
+
+
+@pytest.mark.parametrize("name", sorted(RUNNING))
+def test_programs_need_each_of_theirs(scene: Scene, programs: Programs, name: str) -> None:
+    with programs.bounded(CAPABILITIES - {name}):
+        scene.machine.until(lambda: sum(scene.troubles().values()) > 2, "is refused something")
+        assert not programs.row("ends")["last_ok"]
 
 
 def test_only_root_and_the_group_may_ask(scene: Scene) -> None:

@@ -31,9 +31,10 @@ from typing import Any
 import click
 import numpy as np
 
+from shunt.agent.quic import PutServerId, ServerIds
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
-from shunt.kern.testrun import run_xdp
-from shunt.lb.model import RateLimit
+from shunt.kern.testrun import Runs
+from shunt.lb.model import Quic, RateLimit
 from shunt.policy.sources import compile_rules
 from tests.fuzz import seeds
 from tests.packets.balancer import BACKEND_MAC, TCP, UDP, Balancer, Reason, mac
@@ -46,6 +47,12 @@ BLOCK = 50  # packets whose counters are looked at together
 CHECK_EVERY = 200_000
 REPLIES = 200  # of backends, to what was translated last
 LONGEST = 1500
+# By ethertype: where the source address stands, and this host's own.
+OWN = {
+    b"\x08\x00": (26, ip_address(seeds.OWN[4]).packed),
+    b"\x86\xdd": (22, ip_address(seeds.OWN[6]).packed),
+}
+BACKEND = mac(BACKEND_MAC).tobytes()
 
 
 class Broken(AssertionError):
@@ -63,9 +70,10 @@ class Target:
             answers_per_s=1 << 30,
             samples_per_s=4,
         )
-        self.fd = self.lb.object.programs["shunt_lb"].fd
+        self.runs = Runs(self.lb.object.programs["shunt_lb"].fd, LONGEST)
         self.addresses: set[bytes] = set()
-        self.clients: set[tuple[bytes, bytes]] = set()  # MAC and address of who was served
+        self.clients: set[tuple[bytes, bytes]] = set()  # MAC and address of who wanted to be served
+        ids = ServerIds(self.lb.map("server_ids"))
         for version, vip, mode, proto, state in seeds.services():
             backends = seeds.BACKENDS[version]
             service = self.lb.add_service(vip, seeds.PORT, proto, mode, backends)
@@ -80,7 +88,11 @@ class Target:
                     hash_client=True,
                     rate=RateLimit(1000, 1000) if proto == TCP else None,
                     sources=compile_rules([], seeds.DENIED),
+                    quic=Quic(seeds.SERVER_ID_BYTES) if proto == UDP else None,
                 )
+                for server, backend in zip(seeds.SERVER_IDS, service.backends, strict=True):
+                    if proto == UDP:
+                        ids.put(PutServerId(service.id, server, backend))
         self.lb.add_service(seeds.ANY_PORT_VIP, 0, UDP, backends=seeds.BACKENDS[4])
         self.classes = np.array([n[:4] for n in Reason.__members__ if n != "COUNT"])
         self.counters: Any = self.lb.map("reasons")
@@ -99,13 +111,14 @@ class Target:
         """
         verdicts, left = Counter[int](), []
         for frame in frames:
-            ran = run_xdp(self.fd, frame)
-            verdicts[ran.verdict] += 1
-            if ran.verdict in CLASSES["SENT"]:
-                left.append(ran.data)
+            verdict = self.runs.run(frame)
+            verdicts[verdict] += 1
+            if verdict != XDP_PASS:  # also of one that was dropped the way is learnt
                 self.clients.add((frame[6:12], outer_source(frame)))
-                if said := self._astray(frame, ran.data):
-                    raise Broken(f"{said}: {frame.hex()} became {ran.data.hex()}")
+            if verdict in CLASSES["SENT"]:
+                left.append(sent := self.runs.data)
+                if said := self._astray(frame, sent):
+                    raise Broken(f"{said}: {frame.hex()} became {sent.hex()}")
         now = self._counts()
         change, self.before = now - self.before, now
         for name, kinds in CLASSES.items():
@@ -124,7 +137,7 @@ class Target:
         # Back to its sender; a translated reply, to where a packet of its client came from.
         if (to, destination) in self.clients:
             return ""
-        if to == mac(BACKEND_MAC).tobytes():
+        if to == BACKEND:
             unchanged = outer_destination(frame) == destination  # dsr-l2
             return "" if unchanged or destination in self.addresses else "to no backend"
         return "to no client"
@@ -238,9 +251,9 @@ def fuzz(seed: int, packets: int, keep: bool) -> dict[str, int]:
 
 def reply_to(sent: bytes) -> bytes | None:
     """A backend's answer to a translated TCP or UDP packet; None for others."""
-    version = {b"\x08\x00": 4, b"\x86\xdd": 6}.get(sent[12:14])
-    at, size = {4: (26, 4), 6: (22, 16)}.get(version or 0, (0, 0))
-    if not size or sent[at : at + size] != ip_address(seeds.OWN[version or 4]).packed:
+    at, own = OWN.get(sent[12:14], (0, b""))
+    size = len(own)
+    if not own or sent[at : at + size] != own:
         return None
     ports = at + 2 * size
     turned = sent[at + size : ports] + sent[at : at + size] + sent[ports + 2 : ports + 4]

@@ -20,6 +20,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from tests.packets import quic
 from tests.packets.frames import OWN_MAC, ROUTER_MAC, ether, tcp, udp
 
 PORT = 80
@@ -33,6 +34,8 @@ PROTOS = (6, 17)
 CLIENTS = {4: [f"192.0.2.{n}" for n in range(1, 9)], 6: [f"2001:db8:c::{n}" for n in range(1, 9)]}
 DENIED = [ip_network("192.0.2.8/32"), ip_network("2001:db8:c::8/128")]
 ANY_PORT_VIP = "203.0.113.250"
+SERVER_ID_BYTES = 2
+SERVER_IDS = [bytes((0, n)) for n in range(1, 4)]
 OWN = {4: "10.0.0.254", 6: "fd00::fe"}
 
 
@@ -54,6 +57,8 @@ def frames() -> Iterator[Packet]:
                 yield tcp(client, vip, "A", dport=PORT, payload=bytes(1400))
             else:
                 yield udp(client, vip, dport=PORT, payload=b"question")
+                for payload in quic_packets():
+                    yield udp(client, vip, dport=PORT, payload=payload)
                 yield udp(client, vip, dport=PORT, payload=bytes(1400))
         yield from odd(version, vip, proto)
     yield udp(CLIENTS[4][0], ANY_PORT_VIP, dport=4711)
@@ -61,6 +66,15 @@ def frames() -> Iterator[Packet]:
         for port in (10000, 20000, 29999):
             yield tcp(BACKENDS[version][0], OWN[version], "SA", sport=PORT, dport=port)
             yield udp(BACKENDS[version][0], OWN[version], sport=PORT, dport=port)
+
+
+def quic_packets() -> Iterator[bytes]:
+    """Of servers that are known and one that is not, with every kind of header."""
+    for server in (*SERVER_IDS, b"\xff\xff"):
+        dcid = quic.connection_id(server)
+        yield quic.short(dcid)
+        for version in (quic.V1, quic.V2, quic.DRAFT):
+            yield from (quic.long(dcid, version, kind) for kind in range(4))
 
 
 def odd(version: int, vip: str, proto: int) -> Iterator[Packet]:

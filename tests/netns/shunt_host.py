@@ -57,12 +57,17 @@ SERVICES: dict[str, dict[str, Any]] = {
 }
 BACKEND_KEYS = {
     *("service", "backend", "address", "port", "state", "drained", "reason", "weight"),
-    *("configured_weight", "slots", "share", "nexthop", "health", "packets", "bytes"),
+    *("configured_weight", "slots", "share", "server_id", "nexthop", "health", "packets", "bytes"),
 }
 FLOW_KEYS = {
     *("service", "client", "client_port", "vip", "vip_port", "protocol", "state", "backend"),
     "idle_s",
 }
+
+
+def at(address: str, port: int) -> str:
+    """As the configuration has it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 @dataclass

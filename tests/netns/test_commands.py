@@ -29,6 +29,11 @@ from tests.netns.shunt_host import (
     watching,
 )
 
+
+def panicking(host: Host) -> list[str]:
+    return [row["service"] for row in host.shunt("status", "-o", "json").json["panic"]]
+
+
 # Looking ---------------------------------------------------------------------------------------
 
 
@@ -158,6 +163,7 @@ def test_drain_in_every_service(host: Host) -> None:
     rows = host.json("backend", "undrain", "10.9.0.2")
     assert {row["state"] for row in rows} == {"up"}
     assert {row["state"] for row in host.json("backend", "list", "web")} == {"up"}
+    host.until(lambda: panicking(host) == [], "calms, for half's other backend is absent")
 
 
 @pytest.mark.parametrize("verb", ["drain", "undrain"])
@@ -267,7 +273,7 @@ def test_a_service_whose_backends_all_fail_is_a_problem(host: Host) -> None:
                         "health": FAST})  # fmt: skip
     try:
         host.json("config", "reload")
-        host.until(lambda: bool(host.shunt("status", "-o", "json").json["panic"]), "panics")
+        host.until(lambda: panicking(host) == ["dead"], "panics")
         done = host.shunt("status")
         assert done.code == 1
         assert "problem: service dead: every backend is failing; all are treated as up" in done.out

@@ -27,6 +27,7 @@ from shunt.lab.netns import Namespace, veth
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Limits, Settings
 from shunt.xdp.attach import Datapath, cleanup
+from tests.netns import iproute
 
 SMALL = Limits(
     frontends=256, services=64, slots=4096, backends=256, nexthops=64, flows=1024, nat=1024
@@ -114,7 +115,7 @@ def test_cleanup_leaves_the_host_as_it_was(bpffs: Path) -> None:
 
 def test_an_interface_that_is_taken_names_the_holder(bpffs: Path, here: Namespace) -> None:
     other = Path(__file__).resolve().parents[2] / "tests" / "packets" / "headroom.bpf.o"
-    here.run("ip", "link", "set", "dev", "eth0", "xdp", "obj", str(other), "sec", "xdp")
+    iproute.run(here, "ip", "link", "set", "dev", "eth0", "xdp", "obj", str(other), "sec", "xdp")
     holder = program_of("eth0")
     datapath = loaded(bpffs)
     with pytest.raises(ShuntError) as caught:

@@ -60,6 +60,28 @@ def test_an_archive_of_a_node(own: Host, tmp_path: Path) -> None:
         assert str(seed) not in text, name
 
 
+def test_doctor_in_it_looks_where_the_daemon_keeps_its_services(own: Host, tmp_path: Path) -> None:
+    own.start()
+    own.here.ip("route add prohibit 10.66.0.0/16")
+    service = ("--vip", "203.0.113.21", "--port", "53/udp", "--backend", "10.66.0.1")
+    assert own.shunt("service", "add", "nowhere", *service).code == 0
+    made(own, tmp_path / "with.tar.gz")
+    assert "backend 10.66.0.1" in checks_of(tmp_path / "with.tar.gz")
+    assert own.process is not None
+    own.process.stop()
+    options = ("--config", str(own.config), "--services", str(own.services))
+    path = tmp_path / "down.tar.gz"
+    own.shunt("debuginfo", *options, "--file", str(path))
+    assert "backend 10.66.0.1" not in checks_of(path)
+    path = tmp_path / "told.tar.gz"
+    own.shunt("debuginfo", *options, "--state", str(own.state), "--file", str(path))
+    assert "backend 10.66.0.1" in checks_of(path)
+
+
+def checks_of(path: Path) -> set[str]:
+    return {finding["check"] for finding in json.loads(unpacked(path)["doctor.json"])}
+
+
 def test_an_archive_while_the_daemon_is_down_and_a_file_is_wrong(own: Host, tmp_path: Path) -> None:
     own.config.write_text("interfaces: [eth0\npassword: swordfish\n")
     done = made(own, tmp_path / "info.tar.gz")

@@ -32,6 +32,7 @@ from shunt.lab.netns import Namespace, veth
 from shunt.lb.errors import ShuntError
 from shunt.xdp import decap
 from shunt.xdp.decap import Decap
+from tests.netns import iproute
 
 DEVICE = "eth0.9"  # a dot, as a VLAN's interface has: no name that bpffs takes
 BALANCER_MAC, BACKEND_MAC = "02:00:00:00:09:01", "02:00:00:00:09:02"
@@ -309,7 +310,7 @@ def refused(pair: Any, call: Callable[[], object]) -> ShuntError:
 
 def test_an_interface_that_is_taken_is_left_to_its_holder(pair: Any, bpffs: Path) -> None:
     blob = Path(__file__).resolve().parents[2] / "tests/packets/headroom.bpf.o"
-    pair[1].run("ip", "link", "set", "dev", DEVICE, "xdp", "obj", str(blob), "sec", "xdp")
+    iproute.run(pair[1], "ip", "link", "set", "dev", DEVICE, "xdp", "obj", str(blob), "sec", "xdp")
     error = refused(pair, lambda: decap.attach(DEVICE, bpffs=bpffs))
     assert DEVICE in error.what
     assert "shunt_headroom" in error.what

@@ -28,6 +28,7 @@ from shunt.kern import neighbours
 from shunt.kern.netlink import Netlink
 from shunt.lab.netns import Namespace, veth
 from shunt.lb.model import Backend, Configuration, Mode, Port, Protocol, Service, Settings
+from tests.netns.shunt_host import CLIENT, EMPTY, Host
 
 ROOT = Path(__file__).resolve().parents[2]
 VIP, VIP6 = ip_address("203.0.113.10"), ip_address("2001:db8:a::10")
@@ -245,3 +246,48 @@ def test_a_veth_that_is_set_up_right(hosts: Hosts) -> None:
     with hosts.here.inside():
         findings = check_balancer(facts.gather_balancer(configuration), configuration)
     assert checks(findings) <= {"jit", "bpffs", "xdp_features"}
+
+
+# What the kernel's own routes answer differs from what shuntd sees, by the interface it came in on.
+SPLIT = (
+    "route add 10.30.0.0/16 via 10.9.0.77",
+    "route add 10.30.0.0/16 via 10.9.0.2 table 100",
+    "rule add iif eth0 lookup 100 priority 10",
+)
+
+
+def test_packets_that_ask_the_kernels_routes_are_counted_and_their_backend_named(own: Host) -> None:
+    own.here.ip(*SPLIT)
+    own.here.sysctl({"ipv4.ip_forward": 1})
+    own.outside.run("ethtool", "-K", "eth0", "gro", "on")  # or it drops what XDP sends
+    own.write("far", {"name": "far", "vip": EMPTY, "ports": ["54/udp"], "backends": ["10.30.0.5"]})
+    own.start()
+    own.until(lambda: own.backend("web", "10.9.0.2")["state"] == "up", "finds its backends up")
+
+    def counted() -> float:
+        *_, line = own.shunt("metrics").lines("shunt_fib_fallback_packets_total")
+        return float(line.split()[-1])
+
+    assert counted() == 0
+    with own.outside.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((CLIENT, 0))
+        for _ in range(5):
+            client.sendto(b"question", (EMPTY, 54))
+    own.until(lambda: counted() == 5, "five packets asked the kernel")
+    options = ("--config", str(own.config), "--services", str(own.services), "-o", "json")
+    findings = {f["check"]: f for f in own.shunt("doctor", *options).json}
+    found = findings["resolved 10.30.0.5"]
+    assert found["level"] == "warn"
+    assert "gateway 10.9.0.77" in found["what"]
+    assert "5 packets have asked the kernel's routes" in found["why"]
+    assert "ip neigh show 10.9.0.77" in found["fix"]
+    # And once it answers, nothing more goes that way.
+    own.outside.ip("addr add 10.9.0.77/24 dev eth0")
+    own.until(
+        lambda: "10.30.0.5" not in str(own.json("status")["nexthop_problems"]), "resolves", 60
+    )
+    with own.outside.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((CLIENT, 0))
+        client.sendto(b"question", (EMPTY, 54))
+    own.until(lambda: own.backend("far", "10.30.0.5")["packets"] == 6, "the sixth packet")
+    assert counted() == 5

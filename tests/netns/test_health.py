@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,6 +102,18 @@ def test_where_all_fail_all_are_treated_as_up(alone: Host) -> None:
     assert "service app panics no more" in alone.log.read_text()
 
 
+def test_a_panic_does_not_end_before_others_had_their_turn(alone: Host) -> None:
+    """Who is found well first would get the connections of all that are well too."""
+    service(alone, list(BACKENDS), port=OURS, interval="1s", timeout="500ms", rise=2)
+    alone.start()
+    alone.until(lambda: bool(alone.json("health", "list")["panic"]), "panics", 30)
+    with listening(alone, BACKENDS[0]), listening(alone, BACKENDS[1]):
+        alone.until(lambda: not alone.json("health", "list")["panic"], "panics no more", 30)
+    log = alone.log.read_text()
+    ups = [log.index(f"backend {backend} of service app is up") for backend in BACKENDS]
+    assert max(ups) < log.index("service app panics no more")
+
+
 def test_without_panic_all_that_fail_get_nothing(alone: Host) -> None:
     service(alone, list(BACKENDS), port=CLOSED, panic_threshold="0%")
     alone.start()
@@ -166,6 +179,22 @@ def test_no_route_fails_no_backend_and_the_way_back_is_in_use_at_once(alone: Hos
     alone.until(lambda: {state(alone, b) for b in BACKENDS} == {"up"}, "uses them again")
 
 
+def test_panic_treats_nobody_as_up_to_whom_there_is_no_way(alone: Host) -> None:
+    nowhere = "10.99.0.1"
+    service(alone, [BACKENDS[0], nowhere], port=CLOSED)
+    alone.start()
+    alone.until(lambda: bool(alone.json("health", "list")["panic"]), "panics")
+    # It does not count among the backends either: it says nothing about the checks.
+    assert alone.json("health", "list")["panic"] == [{"service": "app", "up": 0, "backends": 1}]
+    assert (state(alone, BACKENDS[0]), state(alone, nowhere)) == ("up", "failing")
+    assert alone.backend("app", BACKENDS[0])["share"] == 1
+    assert alone.backend("app", nowhere)["share"] == 0
+    assert "no route to 10.99.0.1" in alone.backend("app", nowhere)["reason"]
+    # With a way to it, it is one of those that fail.
+    alone.here.ip(f"route add {nowhere}/32 via {BACKENDS[1]}")
+    alone.until(lambda: state(alone, nowhere) == "up", "treats it as up")
+
+
 def test_who_comes_up_gets_its_share_in_steps(alone: Host) -> None:
     def share() -> float:
         return float(alone.backend("app", BACKENDS[1])["share"])
@@ -187,6 +216,37 @@ def test_who_comes_up_gets_its_share_in_steps(alone: Host) -> None:
             service(alone, list(BACKENDS), port=OURS)
             alone.json("config", "reload")
             assert share() == 0.5
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_slow_start_goes_on_over_a_restart(alone: Host, end: str) -> None:
+    """Of shuntd: from where it is by then, and no connection's slot moves for the restart."""
+
+    def weight() -> float:
+        return float(rows(alone)[BACKENDS[1]]["weight_share"])
+
+    with listening(alone, BACKENDS[0]):
+        service(alone, list(BACKENDS), port=OURS, slow_start="60s")
+        alone.start()
+        alone.until(lambda: state(alone, BACKENDS[1]) == "failing", "sees who does not listen")
+        with listening(alone, BACKENDS[1]):
+            alone.until(lambda: state(alone, BACKENDS[1]) == "up", "sees it up")
+            began = time.monotonic()
+            alone.until(lambda: weight() >= 0.2, "gives it more")
+            alone.until((alone.state / "starts.json").exists, "keeps when it began")
+            process = alone.process
+            assert process is not None
+            process.stop() if end == "stopped" else process.kill()
+            alone.start()
+            least = weight()
+            # Not the whole, not from the beginning: what its time makes it.
+            assert 0.2 <= least <= 0.1 * (2 + (time.monotonic() - began) / 6)
+            assert rows(alone)[BACKENDS[0]]["weight_share"] == 1
+            alone.until(lambda: weight() > least, "goes on")
+            service(alone, list(BACKENDS), port=OURS)
+            alone.json("config", "reload")
+            assert weight() == 1
+            alone.until(lambda: not (alone.state / "starts.json").exists(), "forgets it")
 
 
 def test_slow_start_ends_by_itself(alone: Host) -> None:

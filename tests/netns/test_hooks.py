@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 from shunt.kern.maps import Map
 from shunt.kern.program_array import ProgramArray
 from shunt.xdp import hooks
+from tests.netns import iproute
 from tests.netns.shunt_host import CLIENT, NAT, SETTINGS, WEB, Host, refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +74,17 @@ def reasons(host: Host) -> dict[str, int]:
 def answers(host: Host, name: str) -> dict[str, int]:
     (found,) = [h for h in hook(host, "list") if h["name"] == name]  # type: ignore[attr-defined]
     return {key: found[key] for key in ("passed", "dropped", "invalid")}
+
+
+def hook_metrics(host: Host) -> dict[str, float]:
+    """Packets by answer, and by mark, of the hook `answers` at pre-lb; it is the only one."""
+    found = {}
+    for line in host.shunt("metrics").out.splitlines():
+        if line.startswith("shunt_hook_"):
+            labels = dict(re.findall(r'(\w+)="(\w+[\w-]*)"', line))
+            assert (labels["hook"], labels["position"]) == ("answers", "pre-lb")
+            found[labels.get("answer") or labels["mark"]] = float(line.split()[-1])
+    return found
 
 
 def program_ids(host: Host) -> set[int]:
@@ -160,7 +173,8 @@ def test_a_mark_reaches_the_stack(own: Host, mode: str) -> None:
     host.start()
     hook(host, "load", str(ANSWERS), "--at", "pre-lb")
     host.here.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
-    host.here.run(
+    iproute.run(
+        host.here,
         *("tc", "filter", "add", "dev", "eth0", "ingress", "bpf", "direct-action"),
         *("object-file", str(MARKS), "section", "tc"),
     )

@@ -20,6 +20,7 @@ import pytest
 from shunt.agent import nexthops
 from shunt.agent.nexthops import NextHop, NextHops
 from shunt.kern import neighbours
+from shunt.kern.events import Event, NeighbourChanged
 from shunt.kern.netlink import Netlink
 from shunt.lab.netns import Namespace, veth
 from shunt.lb.errors import ShuntError
@@ -129,6 +130,39 @@ def test_a_mac_that_changes_touches_its_users_only(pair: tuple[Namespace, Namesp
             await it.until(lambda: bool(it.told))
             assert it.told == [{A, FAR}]
             assert it.of(A).dmac == it.of(FAR).dmac == bytes.fromhex(NEW_MAC.replace(":", ""))
+
+    run(scenario())
+
+
+def test_without_a_carrier_nobody_is_asked_for(
+    pair: tuple[Namespace, Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that was asked for meanwhile would take seconds to fail, and fail what waits."""
+    here, there = pair
+    there.sysctl({"ipv6.conf.all.keep_addr_on_down": 1})
+    gone: set[IPAddress] = set()
+
+    async def scenario() -> None:
+        async with watched(here, A, SIX) as it:
+            hops, hear = it.hops, it.hops._hear
+
+            def overhear(event: Event) -> list[IPAddress]:
+                if isinstance(event, NeighbourChanged) and event.gone:
+                    gone.add(event.neighbour.address)
+                return hear(event)
+
+            monkeypatch.setattr(hops, "_hear", overhear)
+            await it.until_resolved(A, SIX)
+            there.ip("link set dev eth0 down")
+            await it.until(lambda: {A, SIX} <= gone)
+            await it.until(
+                lambda: not hops._dirty and hops._refreshing is not None and hops._refreshing.done()
+            )
+            with here.inside(), Netlink() as netlink:
+                for address in (A, SIX):
+                    assert neighbours.find(netlink, it.of(A).ifindex, address) is None
+            there.ip("link set dev eth0 up")
+            await it.until_resolved(A, SIX)
 
     run(scenario())
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from ipaddress import ip_address
 from typing import Any, cast
 
 import msgspec
@@ -12,6 +14,7 @@ import pytest
 from shunt.agent.api import Api
 from shunt.agent.openapi import ROUTES, document
 from shunt.cli.client import Client, Refused
+from shunt.cli.frames import make
 from tests.netns.shunt_host import Host
 
 
@@ -51,9 +54,13 @@ ANSWERS = [
     ("GET", "/v1/flows", {}),
     ("GET", "/v1/nat", {}),
     ("POST", "/v1/flows/flush", {}),
+    ("POST", "/v1/explain", {}),
     ("POST", "/v1/reload", {}),
     ("POST", "/v1/programs/swap", {}),
 ]
+
+FRAME = make((ip_address("10.9.0.9"), 1), (ip_address("203.0.113.10"), 80), "tcp", ["syn"])
+BODIES = {"/v1/explain": {"frames": [b64encode(FRAME).decode(), "AAAA"]}}
 
 
 @pytest.mark.parametrize(("method", "path", "names"), ANSWERS)
@@ -65,7 +72,9 @@ def test_real_answers_are_what_the_document_says(
     values = {"service": "web", "backend": "10.9.0.2", **names}
     parts = [values.get(part.strip("{}"), part) for part in path.split("/")[2:]]
     with host.connect("203.0.113.11"):
-        answer = client.get(*parts) if method == "GET" else client.post(*parts)
+        answer = (
+            client.get(*parts) if method == "GET" else client.post(*parts, body=BODIES.get(path))
+        )
     msgspec.convert(answer, ROUTES[method, path].answer, strict=True)
 
 

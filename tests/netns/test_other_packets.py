@@ -12,21 +12,21 @@ know of: what they send is too big there, and the router's errors go to the VIP.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from shunt.lab.scenario import SERVICES, LabService, dsr_vips
-from shunt.lab.servers import BIG_BYTES, ECHO_PORT, running
-from shunt.lab.shuntd import Shuntd, attach_decap, daemons
+from shunt.lab.scenario import SERVICES, LabService
+from shunt.lab.servers import BIG_BYTES, ECHO_PORT
+from shunt.lab.shuntd import daemons
 from shunt.lab.topology import CLIENT4, CLIENT6, Lab
 from shunt.lb.model import Mode
+from tests.netns.reasons import LabScene
+from tests.scenes import lab_with_servers
 
 WAN_MTU = 1400
 CLOSED_PORT = 9  # of every service, and no server of it
@@ -36,24 +36,7 @@ TIMEOUT_S = 20.0
 services = pytest.mark.parametrize("service", SERVICES, ids=[s.name for s in SERVICES])
 
 
-@dataclass
-class Scene:
-    lab: Lab
-    daemon: Shuntd
-
-    def reasons(self) -> dict[str, int]:
-        found: dict[str, Any] = self.daemon.client.get("status")["reasons"]
-        return {name: int(n["packets"]) for name, n in found.items()}
-
-    @contextlib.contextmanager
-    def counts(self, *reasons: str) -> Iterator[None]:
-        """On leaving, packets have left for these reasons meanwhile."""
-        before = self.reasons()
-        yield
-        after = self.reasons()
-        for reason in reasons:
-            assert after.get(reason, 0) > before.get(reason, 0), (reason, before, after)
-
+class Scene(LabScene):
     def udp(self, service: LabService, port: int) -> socket.socket:
         family = socket.AF_INET if service.vip.version == 4 else socket.AF_INET6
         with self.lab.client.inside():
@@ -65,15 +48,12 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    with Lab(balancer_count=1, backend_count=2) as lab:
-        lab.add_vips(dsr_vips())
-        for host in lab.backends:
-            attach_decap(lab, host)
+    with lab_with_servers(balancer_count=1, backend_count=2) as (lab, _):
         documents = [s.document(lab.backends) for s in SERVICES]
         for document in documents:
             document["ports"].append(f"{CLOSED_PORT}/udp")
-        with running(lab.backends, lab.directory), daemons(lab, documents) as running_daemons:
-            (daemon,) = running_daemons.values()
+        with daemons(lab, documents) as started:
+            (daemon,) = started.values()
             daemon.wait_up()
             yield Scene(lab, daemon)
 

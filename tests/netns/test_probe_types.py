@@ -74,10 +74,8 @@ def listening(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
-    place = tmp_path_factory.mktemp("servers")
-    (place / "nginx.conf").write_text(NGINX.format(place=place))
+def make_certificate(place: Path) -> None:
+    """cert.pem and key.pem of a.example."""
     subprocess.run(
         [*("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
             *("-subj", "/CN=a.example"),
@@ -85,6 +83,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
          "-keyout", str(place / "key.pem"), "-out", str(place / "cert.pem")],
         check=True, capture_output=True,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
+    place = tmp_path_factory.mktemp("servers")
+    (place / "nginx.conf").write_text(NGINX.format(place=place))
+    make_certificate(place)
     namespace = Namespace.create(f"shunt-types-{os.getpid()}")
     commands = {
         "nginx": ["nginx", "-p", str(place), "-c", "nginx.conf", "-e", "stderr"],
@@ -389,8 +394,7 @@ def test_five_thousand_checks_and_hundreds_of_http_are_not_late() -> None:
                     await asyncio.sleep(0.2)
                 while not await on_time(prober.counts, 2 * interval_s):
                     pass
-            failed = {r.reason for found in results.values() for r in found if not r.ok}
-            assert not failed
+            assert not {r.reason for found in results.values() for r in found if not r.ok}
             assert not prober.counts.troubles
 
     asyncio.run(scenario())

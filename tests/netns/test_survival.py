@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +30,14 @@ import pytest
 
 from shunt.kern.maps import Map
 from shunt.lab.reports import Kind, Opened, Plan, Target
-from shunt.lab.scenario import NAT, SERVICES, LabService, dsr_vips
-from shunt.lab.servers import ECHO_PORT, running
-from shunt.lab.shuntd import Shuntd, attach_decap, daemons
+from shunt.lab.scenario import NAT, SERVICES, LabService
+from shunt.lab.servers import ECHO_PORT
+from shunt.lab.shuntd import Shuntd
 from shunt.lab.topology import Lab
 from shunt.lab.traffic import Traffic
 from shunt.lb import slots as slot
 from shunt.lb.model import IPAddress, Mode
+from tests.scenes import balanced_lab, nothing_lost
 
 CONNECTIONS = 200  # of each service: a mode and a family, or two
 UDP_FLOWS = 5  # of each service
@@ -73,27 +75,10 @@ class Scene:
     daemons: dict[str, Shuntd]
     traffic: Traffic
 
-    @contextlib.contextmanager
     def nothing_lost(
         self, of: frozenset[str] = DSR | NAT, kinds: frozenset[Kind] = frozenset(Kind)
-    ) -> Iterator[dict[int, Opened]]:
-        """Gives the flows that are up; on leaving, all of them were answered anew.
-
-        Shape: what must not suffer: these kinds of traffic to these services.
-        """
-        flows = {f.flow: f for f in self.traffic.live()}
-        up = Counter(f.target for f in flows.values() if f.kind is Kind.TCP_FLOW)
-        assert up == {t.name: t.tcp_flows for t in self.traffic.plan.targets}
-        before = len(self.traffic.failures())
-        yield flows
-        self.traffic.wait_answered()
-        lost = [f for f in self.traffic.failures()[before:] if f.target in of and f.kind in kinds]
-        who = {number: f"at {flow.backend}" for number, flow in flows.items()}
-        told = (f"{f.target} {f.kind} {who.get(f.flow, '')}: {f.reason} {f.detail}" for f in lost)
-        assert Counter(told) == {}
-        live = {f.flow for f in self.traffic.live()}
-        kept = [f.flow for f in flows.values() if f.target in of and f.kind in kinds]
-        assert live.issuperset(kept)
+    ) -> AbstractContextManager[dict[int, Opened]]:
+        return nothing_lost(self.traffic, of, kinds)
 
     def everybody_answers(self) -> None:
         """Connections and flows go on, and new ones are taken."""
@@ -112,15 +97,7 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with contextlib.ExitStack() as stack:
-        lab = stack.enter_context(Lab())
-        lab.add_vips(dsr_vips())
-        stack.enter_context(running(lab.backends, lab.directory))
-        for host in lab.backends:
-            attach_decap(lab, host)
-        documents = [s.document(lab.backends) for s in SERVICES]
-        started = stack.enter_context(daemons(lab, documents))
-        for daemon in started.values():
-            daemon.wait_up()
+        lab, started = stack.enter_context(balanced_lab())
         traffic = stack.enter_context(Traffic(lab.client, plan(), lab.directory))
         traffic.wait_established(30)
         yield Scene(lab, started, traffic)

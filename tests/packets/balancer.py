@@ -8,7 +8,7 @@ XDP_REDIRECT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -19,11 +19,19 @@ from scapy.packet import Packet
 
 from shunt.agent.options import SourceSets, flags, record
 from shunt.kern.flows import FlowTable
+from shunt.kern.libbpf import (
+    BPF_F_MMAPABLE,
+    MAP_ARRAY,
+    MAP_PERCPU_ARRAY,
+    MAP_PROG_ARRAY,
+    MAP_RINGBUF,
+)
+from shunt.kern.maps import Map
 from shunt.kern.objects import Object
 from shunt.kern.ring import Ring
-from shunt.kern.testrun import run_xdp
+from shunt.kern.testrun import Ran, run_xdp
 from shunt.lb.compile import Options
-from shunt.lb.frontends import FrontendTable
+from shunt.lb.frontends import FrontendTable, shortcut, shortcuts
 from shunt.lb.model import ANY_PORT, Frontend, Protocol
 from shunt.xdp.attach import fit
 from shunt.xdp.resize import service_words
@@ -62,6 +70,7 @@ CONFIG: Mapping[str, Any] = {
     "samples_per_s": 1000,
     "nat_port_min": 10000,
     "nat_port_count": 20000,
+    "check_mark": 83 << 24,
     "test_clock": 1,
 }
 
@@ -117,7 +126,14 @@ class Service:
         dtype = self.lb.map("svc_options").spec.value
         raw = record(asked, source_set, dtype)
         self.lb.map("svc_options").mapped()[self.id] = np.frombuffer(raw, dtype)[0]
-        self.lb.map("svc").mapped()["flags"][self.id] = flags(asked, SvcFlag)
+        self.change(flags=flags(asked, SvcFlag))
+
+    def change(self, **fields: int) -> None:
+        """Write fields of its record, struct svc_val, and what is derived from it."""
+        records = self.lb.map("svc").mapped()
+        for name, value in fields.items():
+            records[name][self.id] = value
+        self.lb.frontends().refresh(shortcuts(records))
 
     def set_slots(self, cur: int | Sequence[int], prev: int = 0, state: int = Slot.SETTLED) -> None:
         """Write all slots: `cur` is one backend id, or several in turn."""
@@ -143,13 +159,21 @@ class Balancer:
     """The loaded program. `sizes` are entries of maps; `config` overrides CONFIG.
 
     With `hooks` also the programs that only packets with a hook go through: twice the loading.
+    On `maps` that exist, if they are given.
     """
 
+    path = OBJECT
+
     def __init__(
-        self, sizes: Mapping[str, int] | None = None, *, hooks: bool = False, **config: Any
+        self,
+        sizes: Mapping[str, int] | None = None,
+        *,
+        hooks: bool = False,
+        maps: Mapping[str, Map] | None = None,
+        **config: Any,
     ) -> None:
-        self.object = Object(OBJECT)
-        if not hooks:
+        self.object = Object(self.path)
+        if not hooks and self.path == OBJECT:
             self.object.keep_programs("shunt_lb")
         settings = self.object.variable(".rodata", "config")
         for name, value in {**CONFIG, **config}.items():
@@ -160,14 +184,37 @@ class Balancer:
         )
         self.object.set_entries(sizes or {})
         fit(self.object)
+        self.config = settings.copy()
+        for name in maps or {}:
+            self.object.reuse(name, (maps or {})[name].fd, name)
         self.object.load()
         self.clock = self.object.variable(".bss", "test_now_ns")
-        self.clock[...] = START_NS
-        self._next = {"svc": 1, "slots": 0, "backends": 1, "nexthops": 1}
+        self.closed = False
         self._received: list[bytes] = []
         self.ring = Ring(self.map("samples").fd, self._received.append)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.clock[...] = START_NS
+        self._next = {"svc": 1, "slots": 0, "backends": 1, "nexthops": 1}
+
+    def empty(self) -> None:
+        """As it was when it was loaded, which takes a hundred times as long."""
+        self.samples()
+        for name, found in self.object.maps.items():
+            if "." in name or found.spec.type in (MAP_RINGBUF, MAP_PROG_ARRAY):
+                continue
+            if found.spec.flags & BPF_F_MMAPABLE:
+                found.mapped().view(np.uint8)[:] = 0
+            elif found.spec.type in (MAP_ARRAY, MAP_PERCPU_ARRAY):
+                for index in range(found.spec.entries):
+                    found.clear(index)
+            else:
+                found.delete_many(found.items()[0])
+        self._begin()
 
     def close(self) -> None:
+        self.closed = True
         self.ring.close()
         self.object.close()
 
@@ -265,16 +312,34 @@ class Balancer:
 
     def add_frontend(self, service: Service, vip: str, port: int, proto: int = TCP) -> None:
         frontend = Frontend(ip_address(vip), port, Protocol(proto))
-        FrontendTable(service_words(self.map("services"))).put(frontend, service.id)
+        record = self.map("svc").mapped()[service.id]
+        told = (int(record[name]) for name in ("mode", "flags", "region"))
+        self.frontends().put(frontend, service.id, shortcut(service.id, *told))
         self.open_port(proto, port)
+
+    def frontends(self) -> FrontendTable:
+        """Map services as it stands."""
+        return FrontendTable(service_words(self.map("services")))
 
     # Packets -------------------------------------------------------------------------------
 
     def run(self, packet: Packet | bytes, program: int = -1) -> Out:
         """One packet through the program (or through another that tail-calls it)."""
-        before = self._counts()
         fd = program if program >= 0 else self.object.programs["shunt_lb"].fd
-        ran = run_xdp(fd, bytes(packet))
+        return self._counting(lambda: run_xdp(fd, bytes(packet)))
+
+    def run_without_headroom(self, frame: bytes) -> Out:
+        """A frame of 128 bytes, from a driver that leaves no room in front."""
+        assert len(frame) == 128
+        with Object(Path(__file__).with_name("headroom.bpf.o")) as driver:
+            driver.load()
+            program = np.array(self.object.programs["shunt_lb"].fd, np.uint32)
+            driver.maps["next"].update(0, program)
+            return self.run(frame, driver.programs["shunt_headroom"].fd)
+
+    def _counting(self, run: Callable[[], Ran]) -> Out:
+        before = self._counts()
+        ran = run()
         reasons, events = (
             {kind(i): int(n) for i, n in enumerate(after - was) if n}
             for kind, was, after in zip((Reason, Event), before, self._counts(), strict=True)

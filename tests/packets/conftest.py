@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from tests.packets.balancer import Balancer
 from tests.packets.tracking import Case
+from tests.packets.translator import Translator
+
+KEPT = 8
+HOOKED = ("hooks", True)
+Asked = tuple[tuple[Any, ...], tuple[Any, ...]]  # sizes, config
 
 
 @pytest.fixture(autouse=True)
@@ -22,17 +27,59 @@ def one_processor() -> Iterator[None]:
     os.sched_setaffinity(0, allowed)
 
 
+class Loaded:
+    """Balancers that tests have left, emptied: most ask for the same, and loading takes long."""
+
+    def __init__(self) -> None:
+        self._free: list[tuple[Asked, Balancer]] = []
+
+    def take(self, sizes: dict[str, int] | None, config: dict[str, Any]) -> tuple[Asked, Balancer]:
+        asked = tuple(sorted((sizes or {}).items())), tuple(sorted(config.items()))
+        for at, (kind, balancer) in enumerate(self._free):
+            if kind == asked:
+                del self._free[at]
+                return asked, balancer
+        return asked, Balancer(sizes, **config)
+
+    def give(self, asked: Asked, balancer: Balancer) -> None:
+        if HOOKED in asked[1]:  # its program array has a user's hook
+            balancer.close()
+        if balancer.closed:
+            return
+        balancer.empty()
+        self._free.append((asked, balancer))
+        if len(self._free) > KEPT:
+            self._free.pop(0)[1].close()
+
+    def close(self) -> None:
+        for _, balancer in self._free:
+            balancer.close()
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Iterator[Loaded]:
+    found = Loaded()
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def make_lb() -> Iterator[Callable[..., Balancer]]:
+def make_lb(loaded: Loaded) -> Iterator[Callable[..., Balancer]]:
     """make_lb(sizes, **config): balancers with other constants or map sizes."""
-    with ExitStack() as stack:
-        yield lambda *args, **config: stack.enter_context(Balancer(*args, **config))
+    taken = []
+
+    def make(sizes: dict[str, int] | None = None, **config: Any) -> Balancer:
+        taken.append(loaded.take(sizes, config))
+        return taken[-1][1]
+
+    yield make
+    for asked, balancer in taken:
+        loaded.give(asked, balancer)
 
 
 @pytest.fixture
-def lb() -> Iterator[Balancer]:
-    with Balancer() as balancer:
-        yield balancer
+def lb(make_lb: Callable[..., Balancer]) -> Balancer:
+    return make_lb()
 
 
 @pytest.fixture(params=[4, 6])
@@ -46,3 +93,16 @@ def make_case(
 @pytest.fixture
 def case(make_case: Callable[..., Case]) -> Case:
     return make_case()
+
+
+@pytest.fixture(scope="module")
+def translator() -> Iterator[Translator]:
+    with Translator() as translator:
+        yield translator
+
+
+@pytest.fixture
+def tc(translator: Translator) -> Translator:
+    """The TC programs, emptied."""
+    translator.empty()
+    return translator

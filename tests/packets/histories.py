@@ -31,7 +31,7 @@ from shunt.kern.objects import Object
 from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import NS_PER_S, Condition, Endpoint, Target, compile_target
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Backend, Mode, Port, Protocol, Service, SourceRule
+from shunt.lb.model import Backend, Mode, Port, Protocol, Quic, Service, SourceRule
 from shunt.xdp.attach import fit
 
 IDLE_S = 50
@@ -66,6 +66,7 @@ class Lab:
     affinity_s: int = 0
     hash_by: Literal["tuple", "client"] = "tuple"
     sources: tuple[SourceRule, ...] = ()
+    quic: Quic | None = None  # a backend's server id is its address
     sizes: Mapping[str, int] = field(default_factory=dict)
     configured: set[IPv4Address] = field(default_factory=set)
     drained: set[IPv4Address] = field(default_factory=set)
@@ -83,6 +84,7 @@ class Lab:
         if self.mode is Mode.NAT:
             config["nat_port_min"], config["nat_port_count"] = 10000, 20000
         fit(self.obj)
+        self.config = config.copy()
         self.obj.load()
         self.clock = self.obj.variable(".bss", "test_now_ns")
         self.fd = self.obj.programs["shunt_lb"].fd
@@ -121,7 +123,11 @@ class Lab:
             vips=(VIP,),
             ports=(Port(80, self.protocol),),
             mode=self.mode,
-            backends=tuple(Backend(a) for a in sorted(self.configured)),
+            backends=tuple(
+                Backend(a, server_id=a.packed if self.quic else b"")
+                for a in sorted(self.configured)
+            ),
+            quic=self.quic,
             tcp_idle_s=float(self.idle_s),
             slots_per_backend=SLOTS_PER_BACKEND,
             affinity_s=float(self.affinity_s),

@@ -187,9 +187,9 @@ def test_a_failing_owner_of_a_settled_slot_still_gets_its_packets(
 def test_tables_that_contradict_each_other_drop(break_it: str, lb: Balancer) -> None:
     service = lb.add_service(ENDS[4][1], backends=[BACKENDS[4][0]])
     if break_it == "mode":
-        lb.map("svc").mapped()["mode"][service.id] = 0
+        service.change(mode=0)
     elif break_it == "region":
-        lb.map("svc").mapped()["region"][service.id] = (1 << 20) << 8 | 4
+        service.change(region=(1 << 20) << 8 | 4)
     elif break_it == "backend":
         service.set_slots(len(lb.map("backends").mapped()) + 1)
     else:

@@ -53,7 +53,7 @@ class Asked:
         own = {s.name: s.echo for s in services}
         names = only and [f"{s}/{p}" for s in only for p in ("tcp", "udp")]
         self.echo.update(
-            names, want, self.placed, lambda s: node if own[s] is None else bool(own[s])
+            names, want, self.placed, lambda s, _vip: node if own[s] is None else bool(own[s])
         )
         there = Echo(self.lb.map("echo")).there
         assert there == self.echo.there

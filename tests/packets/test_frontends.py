@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers.inet import IP
 
 from shunt.lb.errors import ShuntError
-from shunt.lb.frontends import LINE_ENTRIES, REACH_MAX, WORDS, FrontendTable, lines_for
+from shunt.lb.frontends import (
+    LINE_ENTRIES,
+    REACH_MAX,
+    SHORTCUT_MODES,
+    WORDS,
+    FrontendTable,
+    lines_for,
+    shortcuts,
+)
 from shunt.lb.model import Frontend, Protocol
-from tests.packets.balancer import Balancer, Reason
+from tests.packets.balancer import Balancer, Mode, Reason
 from tests.packets.frames import tcp, udp
 
 addresses = st.one_of(
@@ -80,7 +89,7 @@ def test_the_program_finds_what_python_wrote() -> None:
             if (vip, port, proto) not in there:
                 there.add((vip, port, proto))
                 lb.add_frontend(service, vip, port, proto)
-        reach = lb.map("services").mapped()["entry"]["reach"].max()
+        reach = int(lb.map("services").mapped()["entry"]["svc_reach"].max()) >> 24
         assert 0 < reach <= REACH_MAX
         for n in range(26):
             for vip, client in ((f"203.0.113.{n}", "192.0.2.1"), (f"2001:db8:1::{n:x}", "2001::1")):
@@ -90,3 +99,44 @@ def test_the_program_finds_what_python_wrote() -> None:
                         served = (vip, port, proto) in there
                         want = Reason.SENT_TO_BACKEND if served else Reason.PASS_NOT_OURS
                         assert out.reasons == {want: 1}, (vip, port, proto)
+
+
+@pytest.mark.parametrize("lead", ["none", "its own", "another service's", "beyond the slots"])
+def test_a_shortcut_leads_only_where_the_service_does(lead: str, lb: Balancer) -> None:
+    """What is read beside an entry may be of a service that the entry has led to before or will."""
+    vips = "203.0.113.1", "203.0.113.2"
+    mine, other = (
+        lb.add_service(vip, 80, backends=[f"10.0.{n}.{i}" for i in range(1, 4)])
+        for n, vip in enumerate(vips)
+    )
+    ways = shortcuts(lb.map("svc").mapped()).tolist()
+    assert ways[mine.id]
+    assert ways[other.id]
+    word = {
+        "none": 0,
+        "its own": ways[mine.id],
+        "another service's": ways[other.id],
+        "beyond the slots": ways[mine.id] | 1 << 36,
+    }[lead]
+    lb.frontends().put(Frontend(IPv4Address(vips[0]), 80, Protocol.TCP), mine.id, word)
+    for port in range(3000, 3030):
+        out = lb.run(tcp("192.0.2.1", vips[0], sport=port, dport=80))
+        assert out.reasons == {Reason.SENT_TO_BACKEND: 1}
+        assert out.packet[IP].dst.startswith("10.0.0.")
+
+
+def test_a_shortcut_is_what_the_programs_take_it_for() -> None:
+    assert SHORTCUT_MODES == (Mode.DSR_IPIP, Mode.DSR_L2)
+
+
+@pytest.mark.parametrize("mode", ["nat", "local"])
+def test_modes_that_keep_state_have_no_shortcut(mode: str, lb: Balancer) -> None:
+    service = lb.add_service("203.0.113.1", mode=mode, backends=["10.0.0.1"])
+    assert not shortcuts(lb.map("svc").mapped())[service.id]
+
+
+def test_options_have_no_shortcut(lb: Balancer) -> None:
+    service = lb.add_service("203.0.113.1", backends=["10.0.0.1"])
+    assert shortcuts(lb.map("svc").mapped())[service.id]
+    service.ask(affinity_ns=60 * 10**9)
+    assert not shortcuts(lb.map("svc").mapped())[service.id]

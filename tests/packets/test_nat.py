@@ -13,6 +13,7 @@ from scapy.packet import Packet
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
 from tests.packets.balancer import (
     BACKEND_MAC,
+    ELSEWHERE,
     OWN4,
     OWN6,
     TCP,
@@ -171,6 +172,19 @@ def test_replies_go_back_the_way_the_client_comes(version: int, lb: Balancer) ->
     assert (back.dst, back.src) == (other_router, OWN_MAC)
     assert lb.run(tcp(*ENDS[version], "A")).events == {}
     assert returned(lb.run(answer_to(sent))).dst == ROUTER_MAC
+
+
+@versions
+def test_replies_leave_by_the_bond_and_not_by_the_part_a_packet_came_in_by(
+    version: int, make_lb: Callable[..., Balancer]
+) -> None:
+    lb = make_lb(bond=ELSEWHERE)
+    service = lb.add_service(ENDS[version][1], mode="nat")
+    hop = lb.add_nexthop(OWN6 if version == 6 else OWN4, ifindex=ELSEWHERE)
+    service.set_slots(lb.add_backend(service.id, BACKENDS[version][0], nexthop=hop))
+    sent = forwarded(lb.run(tcp(*ENDS[version])))
+    assert lb.entries("nat_rev")[0][1]["back"]["ifindex"] == ELSEWHERE
+    returned(lb.run(answer_to(sent)))
 
 
 @versions

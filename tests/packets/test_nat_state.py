@@ -78,6 +78,33 @@ def test_a_taken_port_is_probed_past_until_none_is_left(version: int, make_lb: M
     assert port_of(lb, tcp(*ENDS[version], sport=5)) in range(10000, 10004)
 
 
+@versions
+def test_two_backends_have_the_same_port_at_the_same_time(version: int, make_lb: MakeLb) -> None:
+    """A port is taken towards one destination, not for the node: each reply finds its client."""
+    lb = make_lb(nat_port_count=1)
+    service = nat(lb, version)
+    both = []
+    for sport, backend in enumerate(service.backends, 1):
+        service.set_slots(backend)
+        both.append(forwarded(lb.run(tcp(*ENDS[version], sport=sport))))
+    assert [transport(sent).sport for sent in both] == [10000, 10000]
+    assert [network(sent).dst for sent in both] == list(BACKENDS[version])
+    for sport, sent in enumerate(both, 1):
+        back = returned(lb.run(answer_to(sent)))
+        assert (network(back).dst, transport(back).dport) == (ENDS[version][0], sport)
+
+
+@versions
+def test_flows_without_a_port_are_counted_for_their_backend(version: int, make_lb: MakeLb) -> None:
+    lb = make_lb(nat_port_count=2)
+    service = nat(lb, version)
+    for sport in range(1, 6):
+        lb.run(tcp(*ENDS[version], sport=sport))
+    counted = lb.map("nat_refused").mapped()["flows"]
+    assert [int(counted[backend]) for backend in service.backends] == [3, 0]
+    assert int(counted.sum()) == 3
+
+
 # Full tables ------------------------------------------------------------------------------------
 
 

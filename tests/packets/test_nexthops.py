@@ -11,6 +11,7 @@ from shunt.kern.libbpf import XDP_DROP, XDP_REDIRECT, XDP_TX
 from tests.packets.balancer import Balancer, Event, Out, Reason
 from tests.packets.frames import ETH, tcp
 from tests.packets.private import FORWARDING, in_namespace
+from tests.packets.test_vlan import untag
 
 ENDS = {4: ("192.0.2.1", "203.0.113.1"), 6: ("2001:db8:c::1", "2001:db8:a::1")}
 BACKENDS = {4: "10.9.0.1", 6: "fd09::1"}
@@ -39,10 +40,17 @@ MakeLb = Callable[..., Balancer]
 
 
 def asked(
-    lb: Balancer, version: int, mode: str, backend: str, size: int = 0, *, forwarding: bool = True
+    lb: Balancer,
+    version: int,
+    mode: str,
+    backend: str,
+    size: int = 0,
+    *,
+    forwarding: bool = True,
+    nexthop: int = 0,
 ) -> Out:
-    """A packet to a backend without a next hop, where the kernel has one."""
-    lb.add_service(ENDS[version][1], mode=mode, backends=[backend], nexthop=0)
+    """A packet to a backend whose next hop is not resolved, where the kernel has one."""
+    lb.add_service(ENDS[version][1], mode=mode, backends=[backend], nexthop=nexthop)
     packet = tcp(*ENDS[version], "A", payload=bytes(size))
     return in_namespace(lambda: lb.run(packet), NETWORK, FORWARDING if forwarding else None)
 
@@ -57,6 +65,19 @@ def test_the_fib_finds_the_neighbour(
     assert out.said == (XDP_REDIRECT, {Reason.SENT_TO_BACKEND: 1})
     assert out.events == {Event.FIB_FALLBACK: 1}
     assert (out.packet.dst, out.packet.src) == (NEIGHBOUR_MAC, DEVICE_MAC)
+
+
+@versions
+def test_a_way_that_is_known_counts_more_than_the_fibs_device(version: int, lb: Balancer) -> None:
+    """The FIB names a VLAN device, the agent what is below it: only the MAC was missing."""
+    way = lb.add_nexthop(dmac="00:00:00:00:00:00")
+    lb.map("nexthops").mapped()[way]["tags"] = 100
+    out = asked(lb, version, "dsr-l2", BACKENDS[version], nexthop=way)
+    assert out.said == (XDP_TX, {Reason.SENT_TO_BACKEND: 1})
+    assert out.events == {Event.FIB_FALLBACK: 1}
+    tags, frame = untag(out.data)
+    assert tags == [(False, 0, 100)]
+    assert (frame.dst, frame.src) == (NEIGHBOUR_MAC, DEVICE_MAC)
 
 
 @versions

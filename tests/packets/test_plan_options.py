@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from shunt.agent.options import DropSources, PutSources
+from shunt.agent.quic import PutServerId, ServerIds
 from shunt.agent.writes import PutService
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Mode
+from shunt.lb.model import Mode, Protocol, Quic
 from shunt.policy.sources import compile_rules
 from tests.packets.histories import ACK, SYN, Lab
 from tests.packets.test_scan import A, B, lab, states
@@ -150,3 +151,76 @@ def test_clients_of_a_backend_that_is_gone_are_forgotten_at_once() -> None:
         assert lb.scanner.last is not None
         assert lb.scanner.last.clients == list(first.values()).count(A)
         assert {lb.send(flow + 3200, SYN, 1) for flow in range(32)} == {A}
+
+
+# QUIC by connection id --------------------------------------------------------------------------
+
+
+def server_ids(lb: Lab) -> dict[bytes, int]:
+    """What map server_ids has, as another agent reads it: backends by server id."""
+    found = ServerIds(lb.obj.maps["server_ids"]).there
+    assert len(found) <= 1
+    return next(iter(found.values()), {})
+
+
+def wanted(lb: Lab) -> dict[bytes, int]:
+    (place,) = lb.tables.placed.values()
+    return {e.address.packed: i for e, i in place.backends.items() if e.address in lb.configured}
+
+
+def test_server_ids_come_change_and_go() -> None:
+    with lab(protocol=Protocol.UDP) as lb:
+        assert server_ids(lb) == {}
+        lb.quic = Quic(4)
+        assert lb.reconcile() > 0
+        assert server_ids(lb) == wanted(lb)
+        assert len(wanted(lb)) == 2
+        assert lb.reconcile() == 0
+        lb.restart()
+        assert lb.reconcile() == 0, "a restart finds them"
+        lb.configured.add(A + 9)
+        lb.configured.discard(B)
+        lb.reconcile()
+        assert server_ids(lb) == wanted(lb)
+        lb.quic = None
+        lb.reconcile()
+        assert server_ids(lb) == {}
+        lb.quic = Quic(4)
+        lb.reconcile()
+        lb.applier.apply(lb.planner.plan({}, lb.now_ns, lb.condition))
+        assert server_ids(lb) == {}, "nor does a service leave any"
+
+
+def test_at_every_moment_a_server_id_leads_to_a_backend_that_is_there() -> None:
+    with lab(protocol=Protocol.UDP) as lb:
+        for quic, backends in ((Quic(4), {A, B}), (Quic(4), {A, A + 7}), (None, {A}), (None, {B})):
+            lb.quic, lb.configured = quic, set(backends)
+            writes = lb.planner.plan(lb.targets(), lb.now_ns, lb.condition)
+            for stop in range(len(writes) + 1):
+                lb.applier.apply(writes[stop - 1 : stop] if stop else [])
+                assert all(lb.tables.known()[i] for i in server_ids(lb).values())
+            assert server_ids(lb) == (wanted(lb) if quic else {})
+
+
+def test_server_ids_that_a_killed_agent_left_are_removed() -> None:
+    with lab(protocol=Protocol.UDP) as lb:
+        lb.quic = Quic(4)
+        writes = lb.planner.plan(lb.targets(), lb.now_ns, lb.condition)
+        lb.applier.apply(w for w in writes if isinstance(w, PutServerId))
+        assert len(server_ids(lb)) == 2
+        lb.restart()
+        lb.quic = None
+        lb.reconcile()
+        assert server_ids(lb) == {}
+
+
+def test_more_server_ids_than_fit_are_refused_and_nothing_changes() -> None:
+    with lab(sizes={"server_ids": 4}, protocol=Protocol.UDP) as lb:
+        lb.quic = Quic(4)
+        lb.reconcile()
+        before = server_ids(lb)
+        lb.configured |= {A + n for n in range(10, 13)}
+        with pytest.raises(ShuntError) as caught:
+            lb.reconcile()
+        assert caught.value.what == "table server_ids is full"
+        assert server_ids(lb) == before

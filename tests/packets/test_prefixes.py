@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import numpy as np
+
 from shunt.agent.apply import Applier
 from shunt.agent.plan import Planner
 from shunt.agent.tables import Tables
@@ -17,6 +19,7 @@ from shunt.agent.writes import Write
 from shunt.kern.objects import Object
 from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import Condition, Target, targets
+from shunt.lb.frontends import shortcuts
 from shunt.lb.model import Backend, Frontend, Mode, Port, Protocol, Service
 from shunt.xdp.attach import fit
 
@@ -135,6 +138,8 @@ def stop_at(old: dict[str, Target], new: dict[str, Target], writes: int, turn: b
             return f"after {writes} of {len(plan)}: {wrong}"
         w.restart()
         w.applier.apply(w.plan(new))
+        if w.tables.frontends.refresh(shortcuts(w.tables.svc)):
+            return f"finished after {writes} of {len(plan)}: a shortcut was left as it had been"
         if wrong := w.wrong(new, new):
             return f"finished after {writes} of {len(plan)}: {wrong}"
         w.restart()
@@ -160,6 +165,18 @@ def safe_throughout(seeds: Iterable[int], turn: bool = False) -> str | None:
             if wrong:
                 return f"seed {seed}: {wrong}"
     return None
+
+
+def test_a_restart_mends_shortcuts() -> None:
+    """A crash between a service's record and its entries leaves them leading to old slots."""
+    want = services(random.Random(1))
+    with world() as w:
+        w.applier.apply(w.plan(want))
+        right = shortcuts(w.tables.svc)
+        assert np.count_nonzero(right) == len(want)
+        assert w.tables.frontends.refresh(np.where(right, right ^ np.uint64(1 << 8), right))
+        w.restart()
+        assert not w.tables.frontends.refresh(right)
 
 
 def test_every_prefix_is_safe() -> None:

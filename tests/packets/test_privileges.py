@@ -26,6 +26,20 @@ with Object(OBJECT) as obj:
     print(unlike(want, Map.pinned(sys.argv[1], want).spec))
 """
 
+# The dry program on the maps of a live one, as `shunt explain` has shuntd do it.
+DRY = """
+from shunt.kern.objects import Object
+from shunt.xdp.attach import OBJECT, PROGRAM, fit
+from shunt.xdp.dry import DryRun
+with Object(OBJECT) as obj:
+    obj.keep_programs(PROGRAM)
+    fit(obj)
+    config = obj.variable(".rodata", "config").copy()
+    obj.load()
+    with DryRun(config, obj.maps) as dry:
+        print(dry.run(bytes(60), 1).steps[-1].kind.name)
+"""
+
 
 @pytest.fixture
 def pinned() -> Iterator[Path]:
@@ -63,3 +77,14 @@ def test_another_size_is_seen_with_and_without(pinned: Path, without: str) -> No
     done = look(pinned, "backends", without)
     assert "value size: " in done.stdout
     assert ("field" in done.stdout) == (without == "sys_chroot")
+
+
+def test_a_packet_is_tried_with_what_shuntd_has_under_systemd() -> None:
+    held = "-all,+bpf,+net_admin,+perfmon"
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set={held}", sys.executable, "-c", DRY],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("VERDICT\n", "")

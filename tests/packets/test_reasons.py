@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_network
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +13,10 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
-from shunt.kern.objects import Object
 from shunt.lb.model import RateLimit
 from shunt.policy.sources import compile_rules
-from tests.packets.balancer import TCP, UDP, Balancer, Event, Out, Reason
+from tests.packets import nat46, quic
+from tests.packets.balancer import TCP, UDP, Balancer, Event, Flag, Out, Reason
 from tests.packets.frames import (
     OWN_MAC,
     ROUTER_MAC,
@@ -32,6 +32,7 @@ from tests.packets.private import FORWARDING, in_namespace
 from tests.packets.test_echo import ping, pinged
 from tests.packets.test_icmp import error
 from tests.packets.test_nexthops import NETWORK
+from tests.packets.test_quic import cid, datagram, serve
 
 CLIENT, VIP, BACKEND = "192.0.2.1", "203.0.113.1", "10.0.0.1"
 
@@ -173,12 +174,7 @@ def last_hop_was_this_one(make_lb: MakeLb) -> Out:
 def driver_without_headroom(make_lb: MakeLb) -> Out:
     lb = make_lb()
     lb.add_service(VIP, backends=[BACKEND])
-    with Object(Path(__file__).with_name("headroom.bpf.o")) as driver:
-        driver.load()
-        driver.maps["next"].update(0, np.array(lb.object.programs["shunt_lb"].fd, np.uint32))
-        frame = bytes(tcp(CLIENT, VIP, payload=bytes(128 - 54)))
-        assert len(frame) == 128
-        return lb.run(frame, driver.programs["shunt_headroom"].fd)
+    return lb.run_without_headroom(bytes(tcp(CLIENT, VIP, payload=bytes(128 - 54))))
 
 
 @shows("DROP_NAT_NO_FLOW")
@@ -344,8 +340,28 @@ def ring_full(make_lb: MakeLb) -> Out:
     return next(out for _ in range(100) if (out := lb.run(packet)).events)
 
 
+# See test_tc_translation.py, test_tc_tracking.py and test_tc_masquerade.py.
+TC = {*(f"DROP_NAT_{w}" for w in ("CLASH", "FRAGMENT", "INVALID", "OVER_BUDGET"))}
+TC |= {"DROP_NAT46_NOT_XDP", "PASS_TO_TC", "SENT_MASQUERADED"}
+REASONS |= {"DROP_NAT46_FRAGMENT": nat46.fragment, "DROP_NAT46_NO_EQUAL": nat46.source_route}
+
+
+def quic_datagram(make_lb: MakeLb, payload: bytes) -> Out:
+    lb = make_lb()
+    lb.set_flags(serve(lb, 4).backends[3], Flag.KNOWN)
+    return lb.run(datagram(4, payload))
+
+
+EVENTS |= {
+    "QUIC_BY_ID": partial(quic_datagram, payload=quic.short(cid(2))),
+    "QUIC_FIRST": partial(quic_datagram, payload=quic.long(bytes(8))),
+    "QUIC_UNROUTABLE": partial(quic_datagram, payload=quic.short(b"")),
+    "QUIC_DOWN": partial(quic_datagram, payload=quic.short(cid(3))),
+}
+
+
 def test_every_reason_has_its_packet() -> None:
-    assert set(REASONS) | {"COUNT"} == set(Reason.__members__)
+    assert set(REASONS) | TC | {"COUNT"} == set(Reason.__members__)
 
 
 @pytest.mark.parametrize("name", sorted(REASONS))

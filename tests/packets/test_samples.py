@@ -95,7 +95,6 @@ def test_a_reader_can_wait_for_samples(lb: Balancer) -> None:
 
 def test_an_error_of_the_readers_own_comes_out_of_consume(lb: Balancer) -> None:
     lb.add_service(ENDS[4][1])
-    lb.ring.close()
     got: list[bytes] = []
 
     def callback(record: bytes) -> None:

@@ -54,6 +54,44 @@ def test_what_all_types_have(tmp_path: Path) -> None:
     assert found == HealthCheck(jitter=0.125, slow_start_s=60.0, panic_threshold=0.5)
 
 
+def test_by_way_of_the_vip(tmp_path: Path) -> None:
+    assert health(tmp_path, "{via: vip}") == HealthCheck(via="vip")
+
+
+VIA_NAT = three(
+    "in mode nat no check goes by way of the VIP",
+    "in mode nat a backend has no VIP: clients' packets come for its own address",
+    "remove via: such a check goes to that address and port anyway",
+)
+VIA_EXEC = three(
+    "a check of type exec goes by way of no VIP",
+    "a program chooses by itself what it sends, and to whom",
+    "remove via, or write another type",
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "told"),
+    [
+        ("", "mode: nat\nhealth:\n  via: vip\n", f"web.yaml:6: {VIA_NAT}"),
+        ("mode: nat\n", "health:\n  via: vip\n", f"web.yaml:5: {VIA_NAT}"),
+        ("mode: nat\n", "mode: dsr-l2\nhealth:\n  via: vip\n", None),
+        ("", "health: {type: exec, argv: [/bin/true],\n  via: vip}\n", f"web.yaml:5: {VIA_EXEC}"),
+    ],
+)
+def test_what_cannot_go_by_way_of_the_vip(
+    tmp_path: Path, settings: str, text: str, told: str | None
+) -> None:
+    found = errors(tmp_path, SETTINGS + settings, web=SERVICE + text)
+    assert found == ([told] if told else [])
+
+
+def test_via_is_one_of_two(tmp_path: Path) -> None:
+    (found,) = errors(tmp_path, web=f"{SERVICE}health:\n  via: VIP\n")
+    assert found.startswith("web.yaml:5: via VIP is not accepted")
+    assert 'perhaps "vip" is meant' in found
+
+
 def test_datagrams_go_to_a_udp_port(tmp_path: Path) -> None:
     assert health(tmp_path, "{type: dns, query: a.example}", UDP_ONLY) is not None
 

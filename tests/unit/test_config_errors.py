@@ -38,7 +38,7 @@ def test_what_is_still_in_force_is_said_by_who_knows(tmp_path: Path) -> None:
     in_force = "the running configuration (generation 41) is still in force"
     assert raised.value.text(in_force) == three(
         f"{tmp_path}/shunt.yaml:2: xdp nativ is not accepted",
-        "xdp wants auto, native or generic",
+        "xdp wants auto, native, generic or off",
         f'perhaps "native" is meant; {in_force}',
     )
 
@@ -270,7 +270,7 @@ WRONG_SERVICES = """
 - name: b                  #!
   vip: 203.0.113.3
   ports: 80
-  mode: nat
+  mode: local
   backends:
   - 2001:db8::1            #!
 - {name: c, vip: 203.0.113.4}          #!

@@ -76,7 +76,7 @@ ipip: {source4: 198.19.0.0/16, source6: "2001:db8::/48"}
 nat: {ports: 1024-65535}
 budgets: {inserts: 1, answers: 0, samples: 3}
 limits: {frontends: 16, services: 17, slots: 1024, backends: 18, nexthops: 19, sources: 20,
-  rates: 21, flows: 22, nat: 23}
+  rates: 21, server_ids: 24, flows: 22, nat: 23}
 """
     assert loaded(write(tmp_path, text)).settings == Settings(
         interfaces=("eth0", "bond0.100"),
@@ -86,7 +86,7 @@ limits: {frontends: 16, services: 17, slots: 1024, backends: 18, nexthops: 19, s
         ipip_source6=IPv6Network("2001:db8::/48"),
         nat_port_min=1024,
         nat_port_max=65535,
-        limits=Limits(16, 17, 1024, 18, 19, 20, 21, 22, 23),
+        limits=Limits(16, 17, 1024, 18, 19, 20, 21, 24, 22, 23),
         inserts_per_s=1,
         answers_per_s=0,
         samples_per_s=3,

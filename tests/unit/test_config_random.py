@@ -72,6 +72,8 @@ WORDS = [
     "fe80::1%x",
     "pool/public",
     "pool/",
+    "node/10.0.0.0/8",
+    "node/",
     "public",
     "203.0.113.0/28",
 ]
@@ -183,12 +185,12 @@ def service_models(draw: st.DrawFn, name: str, vips: tuple[IPAddress, ...]) -> S
     ports = st.builds(Port, port_numbers, st.sampled_from(Protocol))
     mode = draw(st.sampled_from(MODES))
     families = {vip.version for vip in vips}
-    if mode is Mode.NAT and len(families) == 2:
+    if mode is Mode.LOCAL and len(families) == 2:
         mode = Mode.DSR_L2
     addresses = addresses4 | addresses6
-    if mode is Mode.NAT:
+    if mode is Mode.LOCAL:
         addresses = addresses4 if families == {4} else addresses6
-    numbers = st.just(0) if mode is not Mode.NAT else st.just(0) | port_numbers
+    numbers = st.just(0) if not mode.translates else st.just(0) | port_numbers
     backend = st.builds(Backend, addresses, numbers, st.integers(1, 65535))
     return Service(
         name=name,

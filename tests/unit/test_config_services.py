@@ -47,7 +47,7 @@ SERVICE_CASES = {
         '4: unknown key "backend"',
         (
             "the file knows name, vip, ports, backends, mode, echo, health, idle, udp_window, "
-            "slots_per_backend, hash, affinity, sources, rate"
+            "slots_per_backend, hash, affinity, sources, rate, quic"
         ),
         'perhaps "backends" is meant',
     ),
@@ -213,26 +213,32 @@ SERVICE_CASES = {
         "mode dsr-ipip leaves the packet's port as it is, here 443",
         "remove the port, or use mode: nat",
     ),
-    "family in nat": (
-        SERVICE + "mode: nat\nbackends: ['10.0.0.1', '2001:db8::1']\n",
+    "family in local": (
+        SERVICE + "mode: local\nbackends: ['10.0.0.1', '2001:db8::1']\n",
         "5: backend 2001:db8::1 is not of its VIP's family",
-        "mode nat cannot reach it from 203.0.113.10 (web.yaml:2)",
-        "give an IPv4 backend, or use mode: dsr-ipip",
+        "mode local cannot reach it from 203.0.113.10 (web.yaml:2)",
+        "give an IPv4 backend, or use mode: nat",
     ),
-    "both families in nat": (
+    "both families in local": (
         (
-            'name: web\nvip: [203.0.113.10, "2001:db8::10"]\nports: [80]\nmode: nat\n'
+            'name: web\nvip: [203.0.113.10, "2001:db8::10"]\nports: [80]\nmode: local\n'
             "backends: [10.0.0.1, 10.0.0.2]\n"
         ),
         "2: vip has addresses of both families",
-        "mode nat does not translate between IPv4 and IPv6",
-        "make it two services, or use mode: dsr-ipip",
+        "mode local does not translate between IPv4 and IPv6",
+        "make it two services, or use mode: nat",
+    ),
+    "every port in local": (
+        "name: web\nvip: 203.0.113.10\nports: [any]\nhealth: none\nmode: local\n",
+        "3: ports has any",
+        "mode local knows replies by the port that they come from",
+        "list the ports, or use mode: nat",
     ),
     "mode": (
         SERVICE + "mode: NAT\nbackends: ['10.0.0.1:8080']\n",
         "4: mode NAT is not accepted",
-        "mode wants dsr-ipip, dsr-l2 or nat",
-        "correct it",
+        "mode wants dsr-ipip, dsr-l2, nat or local",
+        'perhaps "nat" is meant',
     ),
     "health": (
         SERVICE + "health: tpc\n",
@@ -351,13 +357,13 @@ SERVICE_CASES = {
     "long value": (
         SERVICE + f"mode: {'x' * 500}\n",
         f"4: mode {'x' * 57}... is not accepted",
-        "mode wants dsr-ipip, dsr-l2 or nat",
+        "mode wants dsr-ipip, dsr-l2, nat or local",
         "correct it",
     ),
     "value of several lines": (
         SERVICE + 'mode: "a\\nb"\n',
         "4: mode a\\nb is not accepted",
-        "mode wants dsr-ipip, dsr-l2 or nat",
+        "mode wants dsr-ipip, dsr-l2, nat or local",
         "correct it",
     ),
 }

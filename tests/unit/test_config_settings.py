@@ -49,15 +49,18 @@ SETTINGS_CASES = {
         SETTINGS + "hash_sed: 3\n",
         '2: unknown key "hash_sed"',
         (
-            "the file knows interfaces, xdp, hash_seed, mode, echo, ipip, nat, budgets, "
-            "metrics, limits, pools"
+            "the file knows interfaces, xdp, hash_seed, mode, echo, sockets, ipip, nat, "
+            "masquerade, budgets, metrics, checks, limits, pools"
         ),
         'perhaps "hash_seed" is meant',
     ),
     "unknown key like no other": (
         SETTINGS + "limits: {zzz: 3}\n",
         '2: unknown key "zzz"',
-        "limits knows frontends, services, slots, backends, nexthops, sources, rates, flows, nat",
+        (
+            "limits knows frontends, services, slots, backends, nexthops, sources, rates, "
+            "server_ids, flows, nat"
+        ),
         "remove it",
     ),
     "key twice": (
@@ -111,7 +114,7 @@ SETTINGS_CASES = {
     "mode": (
         SETTINGS + "mode: dsr-ipp\n",
         "2: mode dsr-ipp is not accepted",
-        "mode wants dsr-ipip, dsr-l2 or nat",
+        "mode wants dsr-ipip, dsr-l2, nat or local",
         'perhaps "dsr-ipip" is meant',
     ),
     "nat ports reversed": (
@@ -228,6 +231,18 @@ SETTINGS_CASES = {
         "nested deeper than 32 levels",
         "write the values out plainly, in several files if need be",
     ),
+    "a mark of more than its bits": (
+        SETTINGS + "checks:\n  table: 7\n  mark: 256\n",
+        "4: mark 256 is out of range",
+        "checks.mark wants an integer from 1 to 255",
+        "correct it",
+    ),
+    "a table of the kernel's": (
+        SETTINGS + "checks:\n  table: 254\n",
+        "3: table 254 is the kernel's own",
+        "checks.table wants a routing table that nobody else uses",
+        "write table: 5348",
+    ),
     "metrics without a port": (
         SETTINGS + "metrics: {listen: 127.0.0.1}\n",
         "2: listen 127.0.0.1 is not an address with a port",
@@ -259,3 +274,29 @@ SETTINGS_CASES = {
 def test_settings(tmp_path: Path, case: str) -> None:
     text, what, why, fix = SETTINGS_CASES[case]
     assert errors(tmp_path, text) == [three(f"shunt.yaml:{what}", why, fix)]
+
+
+def test_without_xdp_there_are_nat_and_local_alone(tmp_path: Path) -> None:
+    service = "name: web\nvip: 203.0.113.10\nports: [80]\nbackends: ['10.0.0.1']\nmode: {}\n"
+    for mode in ("nat", "local"):
+        assert errors(tmp_path, "interfaces: [eth0]\nxdp: off\n", web=service.format(mode)) == []
+    assert errors(tmp_path, "interfaces: [eth0]\nxdp: off\n", web=service.format("dsr-l2")) == [
+        three(
+            "web.yaml:1: service web is of mode dsr-l2, and xdp is off",
+            "without XDP there are the modes nat and local alone",
+            "give it one of these, or take `xdp: off` away",
+        )
+    ]
+
+
+@pytest.mark.parametrize("vip", ['"2001:db8::10"', '[203.0.113.10, "2001:db8::10"]'])
+def test_without_xdp_nothing_changes_its_family(tmp_path: Path, vip: str) -> None:
+    text = f"name: web\nvip: {vip}\nports: [80]\nbackends: ['10.0.0.1']\nmode: nat\n"
+    assert errors(tmp_path, "interfaces: [eth0]\n", web=text) == []
+    assert errors(tmp_path, "interfaces: [eth0]\nxdp: off\n", web=text) == [
+        three(
+            "web.yaml:1: service web has VIPs and backends of both families, and xdp is off",
+            "the XDP program alone translates between IPv4 and IPv6",
+            "make it two services, of one family each, or take `xdp: off` away",
+        )
+    ]

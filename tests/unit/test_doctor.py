@@ -26,6 +26,7 @@ from shunt.lb.model import (
     Backend,
     Configuration,
     IPAddress,
+    Masquerade,
     Mode,
     Port,
     Protocol,
@@ -211,6 +212,9 @@ def test_ports_of_nat_that_the_host_uses_too() -> None:
     assert "10000 of nat's ports 10000-29999" in finding.what
     assert finding.fix == "sysctl -w net.ipv4.ip_local_reserved_ports=80-81,99,10000-29999"
     assert bad(check_balancer(facts, configuration())) == []
+    masquerading = replace(configuration().settings, masquerade=Masquerade(("eth0",)))
+    for_that = replace(configuration(), settings=masquerading)
+    assert only(check_balancer(facts, for_that)).fix == finding.fix
     reserved = replace(facts, reserved_ports=frozenset(range(10000, 30000)))
     assert bad(check_balancer(reserved, configuration(Mode.NAT))) == []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shunt.kern import features
+from shunt.kern import cgroup, features
 from shunt.kern.features import Feature
 
 STATUS = "Name:\tshuntd\nCapPrm:\t{0:016x}\nCapEff:\t{0:016x}\nCapBnd:\t000001ffffffffff\n"
@@ -72,6 +72,15 @@ def test_btf(tmp_path: Path) -> None:
     assert features.btf(vmlinux).present
 
 
+def test_tcx(tmp_path: Path) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    assert_absent(features.tcx(vmlinux), needed=False)
+    vmlinux.write_bytes(b"\0bpf_tcx_link\0")
+    assert_absent(features.tcx(vmlinux), needed=False)
+    vmlinux.write_bytes(b"\0tcx_link\0")
+    assert features.tcx(vmlinux).present
+
+
 def test_xdp_tracepoints(tmp_path: Path) -> None:
     vmlinux = tmp_path / "vmlinux"
     assert_absent(features.xdp_tracepoints(vmlinux), needed=False)
@@ -82,6 +91,59 @@ def test_xdp_tracepoints(tmp_path: Path) -> None:
     found = features.xdp_tracepoints(vmlinux)
     assert_absent(found, needed=False)
     assert "has no xdp_bulk_tx, xdp_redirect_err, xdp_devmap_xmit" in found.why
+
+
+CGROUPS = {
+    "version 2 alone": ("/sys/fs/cgroup", ["/ /sys/fs/cgroup rw - cgroup2 cgroup2 rw"]),
+    "hybrid": (
+        "/sys/fs/cgroup/unified",
+        [
+            "/ /sys/fs/cgroup rw - tmpfs tmpfs rw",
+            "/ /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw",
+            "/ /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu",
+        ],
+    ),
+    "a part of it elsewhere": (
+        "/sys/fs/cgroup",
+        [
+            "/a/container /mnt rw - cgroup2 cgroup2 rw",
+            "/ /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+        ],
+    ),
+    "hidden": (
+        "/run/cgroup2",
+        [
+            "/ /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw",
+            "/ /run/cgroup2 rw - cgroup2 cgroup2 rw",
+            "/ /sys/fs/cgroup rw - tmpfs tmpfs rw",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("where", "lines"), CGROUPS.values(), ids=CGROUPS)
+def test_where_control_groups_are(tmp_path: Path, where: str, lines: list[str]) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text("".join(f"{n} 1 0:{n} {line}\n" for n, line in enumerate(lines, 30)))
+    assert cgroup.root(mountinfo) == Path(where)
+    assert features.cgroup2(mountinfo).present
+
+
+def test_no_control_groups_of_version_2(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text("30 1 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n")
+    feature = features.cgroup2(mountinfo)
+    assert_absent(feature, needed=False)
+    assert "mount -t cgroup2" in feature.fix
+
+
+def test_socket_hooks(tmp_path: Path) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    assert_absent(features.socket_hooks(vmlinux), needed=False)
+    vmlinux.write_bytes(b"\0__cgroup_bpf_run_filter_sock_addr\0")
+    assert features.socket_hooks(vmlinux).present
+    vmlinux.write_bytes(b"\0__cgroup_bpf_run_filter_sock_ops\0")
+    assert_absent(features.socket_hooks(vmlinux), needed=False)
 
 
 def test_the_file_system_of_a_path(tmp_path: Path) -> None:
@@ -152,3 +214,12 @@ def test_what_compiles_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_names_are_distinct() -> None:
     names = [feature.name for feature in features.probe_all()]
     assert len(set(names)) == len(names) == len(features.PROBES)
+
+
+@pytest.mark.parametrize(("name", "module"), [("vlan", "8021q"), ("bonding", "bonding")])
+def test_devices_by_their_module(name: str, module: str, tmp_path: Path) -> None:
+    probe = getattr(features, name)
+    assert_absent(probe(tmp_path, "6.1.0"), needed=False)
+    (tmp_path / "6.1.0").mkdir()
+    (tmp_path / "6.1.0/modules.dep").write_text(f"kernel/net/x/{module}.ko.xz: b.ko\n")
+    assert probe(tmp_path, "6.1.0").present

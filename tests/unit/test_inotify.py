@@ -67,6 +67,44 @@ def test_files_in_a_directory(watch: Watch, place: Path) -> None:
     assert seen(watch, place) == set()
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_a_file_counts_when_it_is_closed(watch: Watch, place: Path, new: bool) -> None:
+    path = place / "services.d" / "web.yaml"
+    if not new:
+        path.write_text("name: old\n")
+        assert seen(watch, place) == {"services.d/web.yaml"}
+    with path.open("w", buffering=1) as writer:
+        writer.write("name: web\n")
+        assert seen(watch, place) == set()
+        assert watch.writing == {str(path)}
+        # Others are not held up here.
+        (place / "services.d" / "dns.yaml").write_text("name: dns\n")
+        assert seen(watch, place) == {"services.d/dns.yaml"}
+        writer.write("vip: 203.0.113.1\n")
+        assert seen(watch, place) == set()
+    assert seen(watch, place) == {"services.d/web.yaml"}
+    assert watch.writing == set()
+
+
+def test_a_file_that_goes_while_it_is_written(watch: Watch, place: Path) -> None:
+    path = place / "services.d" / "web.yaml"
+    with path.open("w", buffering=1) as writer:
+        writer.write("name: web\n")
+        assert seen(watch, place) == set()
+        path.unlink()
+        assert seen(watch, place) == {"services.d/web.yaml"}
+        assert watch.writing == set()
+
+
+def test_links_are_there_at_once(watch: Watch, place: Path) -> None:
+    """Nobody will close them."""
+    (place / "web").write_text("name: web\n")
+    watch.read()
+    (place / "services.d" / "a.yaml").symlink_to("../web")
+    (place / "services.d" / "b.yaml").hardlink_to(place / "web")
+    assert seen(watch, place) == {"services.d/a.yaml", "services.d/b.yaml"}
+
+
 @pytest.mark.parametrize("way", ["deleted", "renamed", "replaced"])
 def test_a_directory_that_goes_and_comes_back(watch: Watch, place: Path, way: str) -> None:
     services = place / "services.d"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keeps the cost of a change from growing with the number of services."""
 
+import asyncio
 import re
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -9,12 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shunt.agent.checks import Checks
+from shunt.agent.probes.schedule import no_way
 from shunt.kern.memory import sparse
 from shunt.lb.compile import Endpoint, differing
 from shunt.lb.errors import ShuntError
 from shunt.lb.frontends import FrontendTable
 from shunt.lb.lookup import SHOWN, find_service
-from shunt.lb.model import Backend, Configuration, Frontend, Port, Protocol, Service, Settings
+from shunt.lb.model import (
+    Backend,
+    Configuration,
+    Frontend,
+    HealthCheck,
+    Port,
+    Protocol,
+    Service,
+    Settings,
+)
 
 VIP, ADDRESS = IPv4Address("203.0.113.1"), IPv4Address("10.0.0.1")
 
@@ -76,3 +88,24 @@ def test_a_sparse_table_takes_memory_where_it_was_written() -> None:
     table[:: 1 << 18] = 7  # every 2 MB of 256
     assert rss_anon_kb() - before < 16 << 10
     assert int(table.sum(dtype=np.uint64)) == 7 * 128
+
+
+def test_services_that_come_in_portions_do_not_start_slowly(tmp_path: Path) -> None:
+    """Only a backend that joins others does, in whatever portion its service came."""
+    check = HealthCheck(slow_start_s=60.0)
+    services = {f"s{n:04}": replace(service(n), health=check) for n in range(2)}
+
+    async def watch() -> None:
+        checks = Checks(lambda _service, _gone: None, tmp_path)
+        checks.start(lambda _key: "", no_way)
+        for name in services:
+            checks.watch(services, [name], [])
+        assert not any((s.name, Endpoint(s.backends[0].address, 0)) in checks.slow
+                       for s in services.values())  # fmt: skip
+        more = (*services["s0001"].backends, Backend(ADDRESS + 7))
+        checks.watch(services | {"s0001": replace(services["s0001"], backends=more)}, ["s0001"], [])
+        assert ("s0001", Endpoint(ADDRESS + 7, 0)) in checks.slow
+        assert ("s0001", Endpoint(ADDRESS + 1, 0)) not in checks.slow
+        checks.close()
+
+    asyncio.run(watch())

@@ -2,18 +2,23 @@
 """Files and services of the API together, and what is kept of the latter."""
 
 import os
-from ipaddress import ip_address
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shunt.agent.sources import file
+from shunt.agent.sources.document import read_text
 from shunt.agent.sources.file import ConfigErrors, FileSource
 from shunt.agent.sources.merge import Loaded
+from shunt.agent.sources.problems import Problems
 from shunt.agent.sources.store import State, Store
 from shunt.agent.sources.tree import TooDeep, node_of
 from shunt.ipam.pools import Request
 from shunt.lb.errors import ShuntError
+from shunt.lb.model import IPAddress
 
 
 def service(name: str, vip: str = "203.0.113.1", port: int = 80, **more: Any) -> dict[str, Any]:
@@ -53,9 +58,9 @@ def test_what_was_in_force_is_not_dropped_for_errors_of_its_own(tmp_path: Path) 
     both = service("both", backends=["2001:db8::1"])
     assert names(merged(tmp_path, both)) == ["both"]
     with pytest.raises(ConfigErrors, match="service both of the API: backend"):
-        merged(tmp_path, both, node="mode: nat\n", must=("both",))
+        merged(tmp_path, both, node="mode: local\n", must=("both",))
     # At a start there is nothing in force: the rest starts, and it is told.
-    found = merged(tmp_path, both, service("a", port=81), node="mode: nat\n")
+    found = merged(tmp_path, both, service("a", port=81), node="mode: local\n")
     assert names(found) == ["a"]
     assert "is not of its VIP's family" in str(found.aside["both"][0])
     assert not found.overruled
@@ -147,3 +152,58 @@ def test_json_is_read_as_a_file_is(tmp_path: Path) -> None:
         deep = [deep]
     with pytest.raises(TooDeep):
         node_of(deep)
+
+
+def test_a_change_of_the_api_reads_no_file_that_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also not the files of services that ask pools, unless they get other addresses."""
+    read: list[str] = []
+
+    def reading(path: Path, problems: Problems) -> str | None:
+        read.append(path.stem)
+        return read_text(path, problems)
+
+    monkeypatch.setattr(file, "read_text", reading)
+    monkeypatch.setattr(file, "SURE_NS", 0)
+    pools = "interfaces: [eth0]\npools: {public: %s}\n"
+    (tmp_path / "shunt.yaml").write_text(pools % "203.0.113.64/30")
+    folder = tmp_path / "services.d"
+    folder.mkdir()
+    (folder / "plain.yaml").write_text("name: plain\nvip: 203.0.113.1\nports: 80\n")
+    (folder / "asks.yaml").write_text("name: asks\nvip: pool/public\nports: 80\n")
+    source = FileSource(tmp_path / "shunt.yaml", folder)
+
+    given: Mapping[Request, IPAddress] = {}
+
+    def again(*api: str) -> Loaded:
+        read.clear()
+        entries = {name: service(name, f"203.0.113.{9 + at}") for at, name in enumerate(api)}
+        return source.merged(State(entries, given))
+
+    before = again()
+    assert sorted(read) == ["asks", "plain"]
+    given = before.vips
+    found = again("a")
+    assert (read, names(found)) == ([], ["a", "asks", "plain"])
+    assert found.vips == before.vips
+    assert found == FileSource(tmp_path / "shunt.yaml", folder).merged(
+        State({"a": service("a", "203.0.113.9")}, given)
+    )
+    (folder / "plain.yaml").write_text("name: plain\nvip: 203.0.113.2\nports: 80\n")
+    again("a", "b")
+    assert read == ["plain"]
+    # The pool is another one, and forgot what it gave: who asks it gets another address.
+    (tmp_path / "shunt.yaml").write_text(pools % "203.0.113.128/30")
+    with pytest.raises(ConfigErrors, match="pool public no longer has"):
+        again("a", "b")
+    given = {}
+    found = again("a", "b")
+    assert "plain" not in read
+    (moved,) = found.vips.values()
+    assert moved in ip_network("203.0.113.128/30")
+    assert [s.vips for s in found.configuration.services if s.name == "asks"] == [(moved,)]
+    (folder / "asks.yaml").write_text("name: asks\nvip: pool/none\nports: 80\n")
+    for _ in range(2):  # what is wrong is told each time
+        with pytest.raises(ConfigErrors, match="pool"):
+            again("a", "b")

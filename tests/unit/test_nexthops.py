@@ -2,14 +2,16 @@
 """What route and neighbour make of a next hop, without a kernel."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 import pytest
 
-from shunt.agent.nexthops import NextHop, decide, refuse_gateway, shared, unresolved
+from shunt.agent.nexthops import NextHop, decide, shared, unresolved
+from shunt.agent.reach import unfit
 from shunt.kern.neighbours import STATE_NAMES, USABLE, Neighbour
 from shunt.kern.netlink import Link, Route
 from shunt.lb.errors import ShuntError
+from shunt.lb.model import Mode
 
 BACKEND, GATEWAY, OWN = (IPv4Address(a) for a in ("10.1.0.5", "10.0.0.1", "10.0.0.11"))
 MAC = bytes.fromhex("020000000001")
@@ -45,14 +47,39 @@ def test_on_the_link_the_backend_is_its_own_next_hop() -> None:
     hop = decide(replace(ROUTE, gateway=None), neighbour(USABLE))
     assert hop == replace(HOP, via=BACKEND, gateway=False)
     assert isinstance(hop, NextHop)
-    assert refuse_gateway(BACKEND, hop) is None
+    assert unfit(Mode.DSR_L2, BACKEND, hop) is None
 
 
 def test_dsr_l2_does_not_reach_past_a_gateway() -> None:
-    error = refuse_gateway(BACKEND, HOP)
+    error = unfit(Mode.DSR_L2, BACKEND, HOP)
     assert error is not None
     assert "behind the gateway 10.0.0.1" in str(error)
     assert "dsr-ipip" in error.fix
+    assert unfit(Mode.NAT, BACKEND, HOP) is None
+    assert unfit(Mode.DSR_IPIP, BACKEND, HOP) is None
+
+
+@pytest.mark.parametrize(
+    ("backend", "source", "gateway", "fits"),
+    [
+        ("10.1.0.5", None, False, False),
+        ("fd00::5", None, True, False),
+        ("fd00::5", "fe80::1", True, False),
+        ("fd00::5", "fe80::1", False, True),
+        ("fd00::5", "fd00::1", True, True),
+    ],
+)
+def test_nat_needs_an_address_of_the_backends_family(
+    backend: str, source: str | None, gateway: bool, fits: bool
+) -> None:
+    hop = replace(HOP, saddr=ip_address(source) if source else None, gateway=gateway)
+    error = unfit(Mode.NAT, ip_address(backend), hop)
+    assert (error is None) == fits
+    assert unfit(Mode.DSR_IPIP, ip_address(backend), hop) is None
+    if error is not None:
+        assert f"backend {backend} cannot be reached from an address of this host" in error.what
+        assert ("IPv6" in error.why) == (":" in backend)
+        assert f"dev {hop.device}" in error.fix
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from perf import harness, packet, scale
+from perf import harness, packet, rivals, scale, tc
 from perf.cases import TARGETS, outcomes, subjects
 from perf.driver import frame_is_sound
 from perf.harness import Spread
+from perf.ways import KINDS
 
 
 def test_a_spread_is_the_median_and_the_extremes() -> None:
@@ -145,29 +146,29 @@ def test_targets_of_cases_that_were_left_out_are_left_out() -> None:
 
 
 def test_the_document_shows_the_recorded_results() -> None:
-    rows = json.loads((packet.RESULTS / "packet.json").read_text())
+    rows = json.loads((harness.RESULTS / "packet.json").read_text())
     assert [r["case"] for r in rows] == [s.case for s in subjects()]
-    document = packet.DOCUMENT.read_text()
-    assert packet.put_in(document, packet.report(rows)) == document
+    document = harness.DOCUMENT.read_text()
+    assert harness.put_in(document, packet.report(rows), "packet") == document
     rows[0]["median_ns"] += 1
-    assert packet.put_in(document, packet.report(rows)) != document
+    assert harness.put_in(document, packet.report(rows), "packet") != document
     with pytest.raises(ValueError, match="begin"):
-        packet.put_in("no marks", "")
+        harness.put_in("no marks", "", "packet")
 
 
 def test_the_scale_benchmark_has_the_sizes_that_were_asked_for_and_the_document_shows_them() -> (
     None
 ):
-    rows = json.loads((packet.RESULTS / "scale.json").read_text())
+    rows = json.loads((harness.RESULTS / "scale.json").read_text())
     assert [(r["services"], r["backends"]) for r in rows] == [
         (n, 10 * n) for n in (100, 1000, 10000)
     ]
     asked = {"first_apply_s", "change_ms", "rss_anon_mb", "map_mb"}
     assert all(asked <= r.keys() and min(r[name] for name in asked) > 0 for r in rows)
-    document = packet.DOCUMENT.read_text()
-    assert packet.put_in(document, scale.report(rows), scale.MARKS) == document
+    document = harness.DOCUMENT.read_text()
+    assert harness.put_in(document, scale.report(rows), "scale") == document
     rows[0]["change_ms"] += 1
-    assert packet.put_in(document, scale.report(rows), scale.MARKS) != document
+    assert harness.put_in(document, scale.report(rows), "scale") != document
 
 
 def test_scale_records_medians_and_the_targets_can_be_missed() -> None:
@@ -179,3 +180,40 @@ def test_scale_records_medians_and_the_targets_can_be_missed() -> None:
     assert "missed" not in scale.report([row])
     assert scale.report([{**row, "map_mb": 151.0}]).count("missed") == 1
     assert "missed" not in scale.report([{**row, "services": 1000, "map_mb": 151.0}])
+
+
+def test_the_tc_benchmark_has_the_ways_that_were_asked_for_and_the_document_shows_them() -> None:
+    rows = json.loads((harness.RESULTS / "tc.json").read_text())
+    assert [(r["services"], r["way"]) for r in rows] == [(n, k) for n in tc.SIZES for k in KINDS]
+    assert all(r[name] > 0 for r in rows for name in tc.MEASURED)
+    document = harness.DOCUMENT.read_text()
+    assert harness.put_in(document, tc.report(rows), "tc") == document
+    rows[0]["cpu_us"] += 1
+    assert harness.put_in(document, tc.report(rows), "tc") != document
+
+
+def test_tc_targets_can_be_met_and_missed() -> None:
+    def rows(rate: float, cpu: float) -> list[dict[str, object]]:
+        of = {"direct": (100.0, 10.0), "nftables": (50.0, 15.0), "tc": (rate, cpu)}
+        samples = {
+            (kind, 10_000): [dict(zip(tc.MEASURED, (*both, 1.0), strict=True))]
+            for kind, both in of.items()
+        }
+        return tc.records(samples)
+
+    assert tc.report(rows(65, 11.5)).count("| met") == 2
+    assert tc.report(rows(64.9, 11.5)).count("missed") == 1
+    assert tc.report(rows(65, 11.6)).count("missed") == 1
+    assert "measured" not in tc.report(rows(65, 11)[:2])
+
+
+def test_rivals_have_a_chain_for_each_service_and_backend() -> None:
+    services = [
+        rivals.Published(n, f"198.19.0.{n}", 80, [f"10.0.{n}.{b}" for b in range(3)])
+        for n in range(5)
+    ]
+    nft, ipt = rivals.nftables(services), rivals.iptables(services)
+    assert nft.count("goto service-") == 5
+    assert nft.count(" dnat to ") == ipt.count("-j DNAT") == 15
+    assert nft.count("numgen random mod 3") == ipt.count("--probability 0.3333333333") == 5
+    assert ipt.count("-A KUBE-SERVICES") == 5 + 1

@@ -33,6 +33,7 @@ PURE = {
     *("__future__", "abc", "array", "bisect", "collections", "contextlib", "copy", "dataclasses"),
     *("enum", "fractions", "functools", "hashlib", "heapq", "ipaddress", "itertools", "math"),
     *("operator", "re", "statistics", "struct", "types", "typing", "netaddr", "numpy", "shunt"),
+    "msgspec",
 }
 
 APACHE = "# SPDX-License-Identifier: Apache-2.0"

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shunt.agent import apply, options, scan, tables
+from shunt.agent import apply, nat_expiry, options, tables
 from shunt.lb import slots as slot
 from shunt.lb.slots import State
 
@@ -34,7 +34,7 @@ def test_numbers_are_those_of_the_programs() -> None:
     assert int(constant("abi.h", "SOURCE_SET_BITS")) == options.SET_BITS
     for protocol, bit in apply.ANY_PORT_BIT.items():
         assert int(constant("abi.h", f"ANY_PORT_{protocol.name}")) == bit
-    assert scan.SHORT_IDLE_NS == 60 * 10**9
+    assert nat_expiry.SHORT_IDLE_NS == 60 * 10**9
     for state in State:
         names = re.findall(r"SLOT_(SETTLED|MOVING|LINGERING),", (HEADERS / "abi.h").read_text())
         assert names[state] == state.name

@@ -37,7 +37,7 @@ def test_slow_start_goes_up_in_steps() -> None:
     assert [slow.tenths("a", 100.0 + s) for s in (0, 1.9, 2, 4, 17.9, 18, 99)] == [
         *(1, 1, 2, 3, 9, 10, 10),
     ]
-    assert slow.step_s("a") == 2.0
+    assert [slow.next_s("a", 100.0 + s) for s in (0, 0.5, 2, 17.5)] == [2.0, 1.5, 2.0, 0.5]
     slow.forget("a")
     assert "a" not in slow
     assert slow.tenths("a", 100.0) == STEPS

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This host's ports in mode nat: how many are taken towards whom, and who else uses them.
+
+A port is one flow's towards one destination: the backend's address, port and protocol, and the
+address of this host that it sees. Towards another destination the same port is free.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Iterable, Iterator, Set
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shunt.agent.tables import Tables
+from shunt.kern.netlink import Netlink
+from shunt.lb.compile import Endpoint, unmapped
+from shunt.lb.errors import ShuntError
+from shunt.lb.model import (
+    ANY_PORT,
+    Configuration,
+    IPAddress,
+    Mode,
+    Protocol,
+    Service,
+    Settings,
+)
+
+_ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+Json = dict[str, Any]
+_TCP_LISTEN, _UDP_UNCONNECTED = 0x0A, 0x07
+
+
+class Destination(NamedTuple):
+    """Towards whom, and from which of this host's addresses."""
+
+    backend: Endpoint
+    protocol: Protocol
+    own: IPAddress
+
+    def __str__(self) -> str:
+        return f"{self.backend}/{self.protocol.name.lower()} from {self.own}"
+
+
+class PortUse:
+    """How many ports are taken towards each destination."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[int] = Counter()
+        self._known: dict[int, Destination] = {}
+
+    def add(self, keys: Any, values: Any) -> None:
+        """Count some entries of nat_rev. Those of mode local have their clients' ports."""
+        keys = keys[values["back"]["ifindex"] != 0]
+        names, first, counts = np.unique(_names(keys), return_index=True, return_counts=True)
+        for name, at, count in zip(names.tolist(), first.tolist(), counts.tolist(), strict=True):
+            self._taken[name] += count
+            if name not in self._known:
+                self._known[name] = _destination(keys[at])
+
+    def taken(self) -> dict[Destination, int]:
+        """Ports taken, the busiest destination first."""
+        return {self._known[name]: count for name, count in self._taken.most_common()}
+
+    def busiest(self) -> tuple[Destination | None, int]:
+        """Whom most ports are taken towards; None if there is no flow."""
+        for name, count in self._taken.most_common(1):
+            return self._known[name], count
+        return None, 0
+
+
+def _names(keys: Any) -> NDArray[np.uint64]:
+    """A number for each destination, the same for the same."""
+    raw = np.ascontiguousarray(keys)
+    words = [raw[part].copy().view(np.uint64) for part in ("saddr", "daddr")]
+    name = raw["sport"].astype(np.uint64) << np.uint64(8) | raw["proto"].astype(np.uint64)
+    for word in words:
+        for column in word.reshape(-1, 2).T:
+            name = (name ^ column) * np.uint64(_ODD[0])
+            name = (name ^ name >> np.uint64(29)) * np.uint64(_ODD[1])
+    return name ^ name >> np.uint64(32)
+
+
+def _destination(key: Any) -> Destination:
+    backend = Endpoint(unmapped(key["saddr"].tobytes()), int(key["sport"]))
+    return Destination(backend, Protocol(int(key["proto"])), unmapped(key["daddr"].tobytes()))
+
+
+def refused(tables: Tables) -> Iterator[tuple[Endpoint, Protocol, int]]:
+    """Backends that flows were refused towards, and how many. Port 0 is the frontend's."""
+    for i in np.flatnonzero(tables.nat_refused).tolist():
+        record = tables.backends[i]
+        if int(record["flags"]) & tables.flag.known:
+            endpoint = Endpoint(unmapped(record["addr"].tobytes()), int(record["port"]))
+            protocol = Protocol(int(tables.svc["proto"][int(record["svc"])]))
+            yield endpoint, protocol, int(tables.nat_refused[i])
+
+
+def top(tables: Tables, use: PortUse | None, limit: int) -> Json:
+    """The destinations that ran out of ports, then those with most ports taken.
+
+    Those taken are as the last scan found them.
+    """
+    ports = len(tables.nat_ports)
+    taken = use.taken() if use else {}
+    lost: Counter[Destination] = Counter()
+    alone: Counter[tuple[Endpoint, Protocol]] = Counter()
+    for endpoint, protocol, count in refused(tables):
+        for destination in taken:  # the busiest first
+            if destination.protocol is protocol and _stands_for(endpoint, destination.backend):
+                lost[destination] += count
+                break
+        else:
+            alone[endpoint, protocol] += count
+    rows = [
+        _row(d.backend, d.protocol, str(d.own), taken[d], ports, lost[d])
+        for d in sorted(taken, key=lambda d: (lost[d], taken[d]), reverse=True)
+    ]
+    rows += [_row(e, p, "", 0, ports, n) for (e, p), n in alone.most_common()]
+    rows.sort(key=lambda row: (row["refused"], row["taken"]), reverse=True)
+    return {"destinations": rows[:limit], "more": len(rows) > limit}
+
+
+def _stands_for(endpoint: Endpoint, backend: Endpoint) -> bool:
+    return endpoint.address == backend.address and endpoint.port in {0, backend.port}
+
+
+def _row(
+    backend: Endpoint, protocol: Protocol, own: str, taken: int, ports: int, lost: int
+) -> Json:
+    return {
+        "backend": str(backend),
+        "protocol": protocol.name.lower(),
+        "own": own,
+        "taken": taken,
+        "ports": ports,
+        "share": round(taken / ports, 4) if ports else 0.0,
+        "refused": lost,
+    }
+
+
+def listeners(proc: Path = Path("/proc/thread-self/net")) -> frozenset[tuple[Protocol, int]]:
+    """What processes wait for on ports of this thread's network namespace."""
+    found = set()
+    for protocol, waiting in ((Protocol.TCP, _TCP_LISTEN), (Protocol.UDP, _UDP_UNCONNECTED)):
+        for suffix in ("", "6"):
+            table = proc / f"{protocol.name.lower()}{suffix}"
+            for line in table.read_text().splitlines()[1:] if table.exists() else ():
+                fields = line.split()
+                if int(fields[3], 16) == waiting:
+                    found.add((protocol, int(fields[1].rpartition(":")[2], 16)))
+    return frozenset(found)
+
+
+def overlap(
+    settings: Settings,
+    services: Iterable[Service],
+    addresses: Set[IPAddress],
+    listening: Set[tuple[Protocol, int]],
+) -> ShuntError | None:
+    """Whether nat's ports are also a frontend's on this host's own addresses, or a listener's."""
+    ports = range(settings.nat_port_min, settings.nat_port_max + 1)
+    services = list(services)
+    if not any(service.mode is Mode.NAT for service in services):
+        return None
+    both = sorted(
+        f"frontend {frontend} of {service.name}"
+        for service in services
+        for frontend in service.frontends()
+        if frontend.vip in addresses and frontend.port != ANY_PORT and frontend.port in ports
+    )
+    both += [
+        f"a listener on {port}/{protocol.name.lower()}{_known_as(protocol, port)}"
+        for protocol, port in sorted(listening, key=lambda found: found[1])
+        if port in ports
+    ]
+    if not both:
+        return None
+    more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+    return ShuntError(
+        f"nat's ports {ports.start}-{ports.stop - 1} are also others'",
+        f"{', '.join(both[:3])}{more}: a packet to one of these could be taken for a reply",
+        "give nat ports of its own (`nat: {ports: FIRST-LAST}` in shunt.yaml), or move the others",
+    )
+
+
+def overlap_here(configuration: Configuration) -> ShuntError | None:
+    """The same of this host as it is now. Raises: OSError."""
+    with Netlink() as netlink:
+        addresses = {found.address for found in netlink.addresses()}
+    return overlap(configuration.settings, configuration.services, addresses, listeners())
+
+
+def _known_as(protocol: Protocol, port: int) -> str:
+    try:
+        return f" ({socket.getservbyport(port, protocol.name.lower())})"
+    except OSError:
+        return ""

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The addresses that this host has, kept current from netlink."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from shunt.ipam.node import resolve, trouble
+from shunt.kern.events import ADDRESSES, Events
+from shunt.kern.netlink import Netlink
+from shunt.lb.errors import ShuntError
+from shunt.lb.model import IPAddress, Service
+
+# An interface that comes up gets its addresses one after the other; they are looked at together.
+COALESCE_S = 0.05
+_TROUBLE = "addresses of "
+
+
+class OwnAddresses:
+    """In the network namespace of the thread. `changed` is called on the event loop, for a change
+    after `start`. What a service asks for and has not got stands in `troubles`, which belongs to
+    whoever shows it."""
+
+    def __init__(self, changed: Callable[[], None], troubles: dict[str, ShuntError]) -> None:
+        self._changed, self.troubles = changed, troubles
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: asyncio.TimerHandle | None = None
+        self._netlink = Netlink()
+        try:
+            # First listen, then look: nothing in between is missed.
+            self._events = Events(groups=ADDRESSES)
+            self.held = self._netlink.addresses()
+        except OSError:
+            self._netlink.close()
+            raise
+
+    @property
+    def current(self) -> frozenset[IPAddress]:
+        """Without those that duplicate address detection forbids to use, or still may."""
+        return frozenset(a.address for a in self.held if a.usable)
+
+    def ifindexes(self) -> dict[str, int]:
+        """Of every interface, by name."""
+        return {link.name: link.ifindex for link in self._netlink.links().values()}
+
+    def resolved(self, services: Iterable[Service]) -> dict[str, Service]:
+        """The services, by name, with the addresses that they ask for."""
+        for what in [w for w in self.troubles if w.startswith(_TROUBLE)]:
+            del self.troubles[what]
+        found = {service.name: service for service in resolve(services, self.current)}
+        for name, service in found.items():
+            if error := trouble(service):
+                self.troubles[f"{_TROUBLE}{name}"] = error
+        return found
+
+    def start(self) -> None:
+        """Follow the kernel from now on, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._events.fileno(), self._listen)
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._events.fileno())
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._events.close()
+        self._netlink.close()
+
+    def _listen(self) -> None:
+        if self._events.read() and self._waiting is None and self._loop is not None:
+            self._waiting = self._loop.call_later(COALESCE_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._waiting = None
+        before, self.held = self.held, self._netlink.addresses()
+        if self.held != before:
+            self._changed()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TC programs, there while a service needs them; and the ports that their replies come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+from shunt.agent.apply import sync_ports
+from shunt.agent.masquerading import Masquerading
+from shunt.agent.own_addresses import OwnAddresses
+from shunt.agent.tables import Tables
+from shunt.lb.model import Configuration, Mode, Protocol
+from shunt.tc.translation import Translation
+from shunt.xdp.attach import Datapath
+
+
+class Translating:
+    """Between a configuration and the TC programs."""
+
+    def __init__(self, datapath: Datapath, tables: Tables, own: OwnAddresses) -> None:
+        self.datapath, self.tables, self.own = datapath, tables, own
+        self.masquerading = Masquerading(datapath.maps, own.troubles)
+        self.translation = Translation(datapath.bpffs)
+        self.needed = False
+
+    def prepare(self, configuration: Configuration, *, anew: bool) -> None:
+        """Before the services are put in force: the first packet of one is translated.
+
+        `anew`: the settings are others, or the maps are.
+        Raises: ShuntError if the programs can't be loaded or attached.
+        """
+        self.needed = needed(configuration)
+        self.follow(configuration)
+        if not self.needed:
+            return
+        self._replies(configuration)
+        sync_ports(self.tables, self.tables.nat_ports)
+        if anew or not self.translation.loaded:
+            self.translation.load(configuration.settings, self.datapath.maps)
+            self.translation.attach(configuration.settings.interfaces)
+
+    def follow(self, configuration: Configuration) -> None:
+        """The addresses of this host are others, perhaps, or the settings."""
+        wanted = configuration.settings.masquerade
+        self.masquerading.sync(wanted, self.own.ifindexes() if wanted else {}, self.own.held)
+
+    def settle(self, configuration: Configuration) -> None:
+        """After that: take away what no service needs any more."""
+        self._replies(configuration)
+        sync_ports(self.tables, nat_ports(configuration))
+        if not self.needed:
+            self.translation.detach()
+
+    def close(self) -> None:
+        """Let go; what is attached stays."""
+        self.translation.close()
+
+    def _replies(self, configuration: Configuration) -> None:
+        both = chain(configured_ports(configuration), self._ports_in_force())
+        self.tables.reply_ports = frozenset(both)
+
+    def _ports_in_force(self) -> Iterator[tuple[Protocol, int]]:
+        """Of the backends in the maps: one that was removed still has connections."""
+        t = self.tables
+        local = int(t.modes["LOCAL"])
+        for place in t.placed.values():
+            record = t.svc[place.svc]
+            if int(record["mode"]) != local:
+                continue
+            protocol = Protocol(int(record["proto"]))
+            for endpoint in place.backends:
+                if endpoint.port:
+                    yield protocol, endpoint.port
+                else:
+                    yield from ((protocol, frontend.port) for frontend in place.frontends)
+
+
+def nat_ports(configuration: Configuration) -> range:
+    """Which ports replies come for that are to be translated back."""
+    settings = configuration.settings
+    if not settings.masquerade and not any(s.mode.translates for s in configuration.services):
+        return range(0)
+    return range(settings.nat_port_min, settings.nat_port_max + 1)
+
+
+def needed(configuration: Configuration) -> bool:
+    """Whether TC translates: what is local, all if no XDP program does it; and masquerades."""
+    off = configuration.settings.xdp_mode == "off"
+    return configuration.settings.masquerade is not None or any(
+        s.mode is Mode.LOCAL or (off and s.mode.translates) for s in configuration.services
+    )
+
+
+def configured_ports(configuration: Configuration) -> Iterator[tuple[Protocol, int]]:
+    """The ports that backends on this node answer from."""
+    for service in configuration.services:
+        if service.mode is Mode.LOCAL:
+            for port in service.ports:
+                for backend in service.backends:
+                    yield port.protocol, backend.port or port.port

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A translated flow in the maps, for XDP and TC alike.
+ *
+ * A flow is two entries. The reverse one goes in first, with NOEXIST: it claims the port
+ * towards that backend. Then the forward one: a processor that finds it there already adopts it
+ * and gives its own claim back. The agent's scan removes both, the forward one first, so that no
+ * packet is ever sent whose reply would not be known.
+ */
+#ifndef SHUNT_NAT_PAIR_H
+#define SHUNT_NAT_PAIR_H
+
+#include "claim.h"
+#include "flow.h"
+#include "siphash.h"
+
+#define NAT_ATTEMPTS 32
+
+struct translation {
+	struct flow_key to __attribute__((aligned(8))); /* the tuple as it leaves */
+	__u32 backend;
+};
+
+/* Whether the tuple that a packet is to get is of the other family. Its source says so, an address of
+ * this host or a VIP: a client may write an IPv4-mapped one into an IPv6 header. */
+static __always_inline bool crosses(const struct packet *pkt, const struct flow_key *to)
+{
+	return pkt->ipv6 == is_mapped(to->saddr);
+}
+
+/* Makes `cur` the backend of a new flow; 0 = none. */
+static __always_inline void choose_new(const struct packet *pkt, struct place *p)
+{
+	if (p->named)
+		p->cur = p->named;
+	else if (p->flags & SVC_AFFINITY)
+		p->cur = affine_backend(pkt, p->svc, p->cur);
+}
+
+static __always_inline void reverse(const struct flow_key *key, struct flow_key *out)
+{
+	__builtin_memcpy(out->saddr, key->daddr, 16);
+	__builtin_memcpy(out->daddr, key->saddr, 16);
+	out->sport = key->dport;
+	out->dport = key->sport;
+	out->proto = key->proto;
+	out->scope = key->scope;
+	out->kind = FLOW_KIND_FLOW;
+	out->pad = 0;
+}
+
+/* A new flow's reverse entry, in the scratch memory, where complete_pair() expects it. */
+static __always_inline void begin_pair(const struct packet *pkt, struct nat_scratch *s, __u32 svc,
+				       __u32 track)
+{
+	s->rev = (struct nat_rev_val){
+		.seen_ns = now_ns(),
+		.client_port = pkt->key.sport,
+		.vip_port = pkt->key.dport,
+		.svc = svc,
+		.track = track,
+	};
+	__builtin_memcpy(s->rev.client, pkt->key.saddr, 16);
+	__builtin_memcpy(s->rev.vip, pkt->key.daddr, 16);
+}
+
+/* The forward entry beside the reverse one, which has been claimed and is given back if this one does
+ * not go in. Returns 0, or -EEXIST if another processor was faster, or another error. */
+static __always_inline int complete_pair(const struct packet *pkt, const struct translation *t,
+					 struct nat_scratch *s)
+{
+	int err;
+
+	s->fwd = (struct nat_fwd_val){
+		.word = (__u64)pkt->hash << 32 | t->backend,
+		.seen_ns = s->rev.seen_ns,
+		.sport = t->to.sport,
+		.dport = t->to.dport,
+		.svc = s->rev.svc,
+		.track = s->rev.track,
+		.state = opens(pkt) ? FLOW_OPENING : FLOW_CONFIRMED,
+		.from = s->rev.back,
+	};
+	__builtin_memcpy(s->fwd.saddr, t->to.saddr, 16);
+	err = DRY_RUN ? 0 : bpf_map_update_elem(&nat_fwd, &pkt->key, &s->fwd, BPF_NOEXIST);
+	if (!err)
+		note(EVENT_NAT_CREATED);
+	else
+		bpf_map_delete_elem(&nat_rev, &s->key);
+	return err;
+}
+
+/* Puts in the reverse entry of `t`, NOEXIST; its key is left in the scratch memory. Returns 0, or
+ * -EEXIST if somebody has that tuple, or another error if the table is full. */
+static __always_inline int claim(const struct packet *pkt, const struct translation *t,
+				 struct nat_scratch *s)
+{
+	reverse(&t->to, &s->key);
+	s->rev.word = (__u64)whole_hash(&s->key, !is_mapped(s->key.saddr)) << 32 | t->backend;
+	return put_claim(pkt, s);
+}
+
+static __always_inline void count_refused(__u32 backend)
+{
+	struct nat_refused_val *n = bpf_map_lookup_elem(&nat_refused, &backend);
+
+	if (n && !DRY_RUN)
+		__sync_fetch_and_add(&n->flows, 1);
+}
+
+/* Claims a port towards the backend; returns whether one was had, else `*why`. */
+static __noinline bool claim_port(const struct packet *pkt, struct translation *t,
+				  struct nat_scratch *s, enum reason *why)
+{
+	*why = REASON_DROP_NAT_NO_PORT;
+	/* 64 bits wide: a 32-bit counter, spilled, is unknown to the verifier (6.18, clang 14:
+	 * "infinite loop detected"). */
+	for (__u64 attempt = 0; attempt < NAT_ATTEMPTS; attempt++) {
+		__u32 random = port_hash(&pkt->key, attempt) >> 32;
+		int err; /* before 6.4 only the lower half of a map function's result is its own */
+
+		t->to.sport = bpf_htons(config.nat_port_min +
+					((__u64)random * config.nat_port_count >> 32));
+		err = claim(pkt, t, s);
+		if (!err)
+			return true;
+		if (err != -EEXIST) {
+			*why = REASON_DROP_NAT_TABLE_FULL;
+			return false;
+		}
+		note(EVENT_NAT_COLLISION);
+	}
+	count_refused(t->backend);
+	return false;
+}
+
+/* Another processor translated this flow first: use its translation. */
+static __noinline bool nat_adopt(const struct packet *pkt, struct translation *t)
+{
+	struct nat_fwd_val *winner = bpf_map_lookup_elem(&nat_fwd, &pkt->key);
+	struct backend_val *b;
+
+	if (!winner)
+		return false;
+	note(EVENT_NAT_ADOPTED);
+	t->backend = READ_ONCE(winner->word);
+	__builtin_memcpy(t->to.saddr, winner->saddr, 16);
+	t->to.sport = winner->sport;
+	t->to.dport = winner->dport;
+	b = bpf_map_lookup_elem(&backends, &t->backend);
+	if (b)
+		__builtin_memcpy(t->to.daddr, b->addr, 16);
+	return b;
+}
+
+/* Removes a flow that has ended, so that a new one may take its tuple. */
+static __noinline void nat_end(const struct packet *pkt, const struct translation *t)
+{
+	struct flow_key key __attribute__((aligned(8)));
+
+	if (DRY_RUN)
+		return;
+	reverse(&t->to, &key);
+	bpf_map_delete_elem(&nat_fwd, &pkt->key);
+	bpf_map_delete_elem(&nat_rev, &key);
+}
+
+/* Replies of a backend on this node, which the stack has the way for. */
+static __always_inline bool is_routed(const struct nat_rev_val *rev)
+{
+	return !rev->back.ifindex;
+}
+
+static __always_inline bool is_left_to_tc(const struct nat_rev_val *rev)
+{
+	return !AT_TC && (is_routed(rev) || rev->hairpin);
+}
+
+/* How a packet of a backend goes back to its client: `to` and `back` of the scratch memory. NULL if
+ * nobody is known for it. */
+static __always_inline struct nat_rev_val *look_back(const struct flow_key *key, __u32 hash,
+						     struct nat_scratch *s)
+{
+	struct nat_rev_val *rev = bpf_map_lookup_elem(&nat_rev, key);
+	__u64 word;
+
+	if (!rev)
+		return NULL;
+	word = READ_ONCE(rev->word);
+	__builtin_memcpy(s->to.saddr, rev->vip, 16);
+	__builtin_memcpy(s->to.daddr, rev->client, 16);
+	s->to.sport = rev->vip_port;
+	s->to.dport = rev->client_port;
+	s->to.proto = key->proto;
+	s->back = rev->back;
+	/* Not if the kernel has recycled the element under us. */
+	return word >> 32 == hash && READ_ONCE(rev->word) == word ? rev : NULL;
+}
+
+#endif

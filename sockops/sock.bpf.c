@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Translation at the socket: whoever on this node connects or sends to a VIP gets a backend in its
+ * place before there is a packet, so that neither the VIP's being an address of the node nor its
+ * route matters. getpeername() and recvmsg() show the VIP again.
+ *
+ * The kernel holds the socket's lock around each of these programs: what is kept with a socket is
+ * read and written by one at a time.
+ */
+#include <linux/errno.h>
+
+#include "address.h"
+#include "count.h"
+#include "kept.h"
+#include "sources.h"
+
+const volatile struct sock_config config = {};
+
+PERCPU_MAP(sock_reasons, struct event_count, SOCK_REASONS);
+
+/* Python reads it from the BTF. */
+struct {
+	enum sock_reason reason;
+	enum sock_family family;
+} sock_types SEC(".data.layout");
+
+enum { REFUSE, ALLOW };
+
+/* The one exit of calls that may be translated. */
+static __always_inline int leave(__u32 reason)
+{
+	struct event_count *n = bpf_map_lookup_elem(&sock_reasons, &reason);
+
+	if (n)
+		__sync_fetch_and_add(&n->times, 1); /* these programs are preempted */
+	switch (reason) {
+	case SOCK_REFUSED_NO_BACKEND:
+		bpf_set_retval(-ECONNREFUSED);
+		return REFUSE;
+	case SOCK_REFUSED_NO_MEMORY:
+		bpf_set_retval(-ENOBUFS);
+		return REFUSE;
+	case SOCK_REFUSED_SOURCE:
+		return REFUSE; /* EPERM, as from a packet filter */
+	default:
+		return ALLOW;
+	}
+}
+
+/* Whether calls of the socket are looked at; if not, `reason` says why. */
+static __always_inline bool is_covered(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+				       struct sock_ask *ask, __u32 *reason)
+{
+	*reason = SOCK_PASS_NAMESPACE;
+	ask->netns = bpf_get_netns_cookie(ctx);
+	if (!sk || (!config.all && ask->netns != config.netns))
+		return false;
+	*reason = SOCK_PASS_CHECK;
+	return (sk->mark & ~SLOT_BACKEND_MASK) != config.check_mark;
+}
+
+/* `own`: the address that the socket is bound to, or zero. */
+static __always_inline __u32 check_source(const struct sock_ask *ask,
+					  const struct sock_answer *answer, __u8 *own)
+{
+	__u64 *half = (__u64 *)own;
+	struct nexthop_val *hop;
+	struct backend_val *b;
+	__u32 index;
+
+	/* Not bound: of this node's own sockets the agent knows the address that they will have. */
+	if (!half[0] && (!half[1] || is_mapped(own)) && !ipv4_of(own)) {
+		index = answer->backend;
+		b = bpf_map_lookup_elem(&backends, &index);
+		if (!b || ask->netns != config.netns)
+			return SOCK_PASS_SOURCE_UNKNOWN;
+		index = b->nexthop;
+		hop = bpf_map_lookup_elem(&nexthops, &index);
+		if (!hop)
+			return SOCK_PASS_SOURCE_UNKNOWN;
+		__builtin_memcpy(own, hop->saddr, 16);
+		if (!half[0] && !half[1])
+			return SOCK_PASS_SOURCE_UNKNOWN;
+	}
+	return source_allowed(own, answer->sources) ? answer->reason : SOCK_REFUSED_SOURCE;
+}
+
+/* connect() ---------------------------------------------------------------------------------- */
+
+static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool ipv6)
+{
+	struct sock_ask ask = {
+		.proto = ctx->protocol,
+		.port = ctx->user_port,
+		.families = ipv6 ? SOCK_IPV4 | SOCK_IPV6 : SOCK_IPV4,
+	};
+	struct sock_answer answer = {};
+	struct bpf_sock *sk = ctx->sk;
+	struct sock_flow *peer;
+	__u32 reason;
+
+	if (!is_covered(ctx, sk, &ask, &reason))
+		return leave(reason);
+	read_address(ctx, ipv6, ask.vip);
+	ask.now_ns = bpf_ktime_get_ns();
+	ask.entropy = bpf_get_prandom_u32();
+	/* Of a connection before, if it was one. */
+	bpf_sk_storage_delete(&sock_peers, sk);
+	choose(&ask, &answer, config.services_mask);
+	reason = answer.reason;
+	if (reason == SOCK_TO_BACKEND_CONNECT && answer.sources) {
+		__u8 own[16] __attribute__((aligned(8)));
+
+		if (ipv6)
+			read_ipv6(own, sk->src_ip6);
+		else
+			map_ipv4(own, sk->src_ip4);
+		reason = check_source(&ask, &answer, own);
+	}
+	if (reason != SOCK_TO_BACKEND_CONNECT)
+		return leave(reason);
+	peer = bpf_sk_storage_get(&sock_peers, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!peer)
+		return leave(SOCK_REFUSED_NO_MEMORY);
+	*peer = flow_of(&ask, &answer);
+	write_address(ctx, ipv6, answer.addr, answer.port);
+	return leave(reason);
+}
+
+SEC("cgroup/connect4")
+int shunt_connect4(struct bpf_sock_addr *ctx)
+{
+	return on_connect(ctx, false);
+}
+
+SEC("cgroup/connect6")
+int shunt_connect6(struct bpf_sock_addr *ctx)
+{
+	return on_connect(ctx, true);
+}
+
+/* sendmsg() with an address ------------------------------------------------------------------ */
+
+static __always_inline int on_sendmsg(struct bpf_sock_addr *ctx, bool ipv6)
+{
+	struct sock_ask ask = {
+		.proto = ctx->protocol, /* UDP, or UDP-Lite */
+		.port = ctx->user_port,
+		.families = ipv6 ? SOCK_IPV6 : SOCK_IPV4,
+	};
+	struct sock_answer answer = {};
+	struct sock_flows_val *flows;
+	struct bpf_sock *sk = ctx->sk;
+	struct sock_flow *peer, *flow;
+	__u32 reason;
+
+	if (!is_covered(ctx, sk, &ask, &reason))
+		return leave(reason);
+	read_address(ctx, ipv6, ask.vip);
+	ask.now_ns = bpf_ktime_get_ns();
+	ask.entropy = stir(bpf_get_socket_cookie(ctx) ^ ask.now_ns) >> 32;
+	flows = bpf_sk_storage_get(&sock_flows, sk, 0, 0);
+	peer = bpf_sk_storage_get(&sock_peers, sk, 0, 0);
+	if (peer && is_to_vip(peer, &ask)) {
+		/* Connected, and answers from elsewhere would not be taken. */
+		ask.kept = *peer;
+		ask.kept.seen_ns = ask.now_ns;
+	} else if (flows) {
+		flow = sent_to(flows, &ask);
+		if (is_to_vip(flow, &ask))
+			ask.kept = *flow;
+	}
+	choose(&ask, &answer, config.services_mask);
+	reason = answer.reason;
+	if (reason == SOCK_TO_BACKEND_CONNECT && answer.sources) {
+		__u8 own[16] __attribute__((aligned(8)));
+
+		if (ipv6)
+			read_ipv6(own, ctx->msg_src_ip6);
+		else
+			map_ipv4(own, ctx->msg_src_ip4);
+		reason = check_source(&ask, &answer, own);
+	}
+	if (reason != SOCK_TO_BACKEND_CONNECT) {
+		if (flows)
+			forget_sent(flows, &ask);
+		return leave(reason);
+	}
+	if (!flows)
+		flows = bpf_sk_storage_get(&sock_flows, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!flows)
+		return leave(SOCK_REFUSED_NO_MEMORY);
+	*sent_to(flows, &ask) = flow_of(&ask, &answer);
+	write_address(ctx, ipv6, answer.addr, answer.port);
+	return leave(SOCK_TO_BACKEND_SEND);
+}
+
+SEC("cgroup/sendmsg4")
+int shunt_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return on_sendmsg(ctx, false);
+}
+
+SEC("cgroup/sendmsg6")
+int shunt_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return on_sendmsg(ctx, true);
+}
+
+/* recvmsg() and getpeername(): the VIP again -------------------------------------------------- */
+
+/* IPv4 has no way to show a VIP of IPv6, and is never given one. */
+static __always_inline int show_vip(struct bpf_sock_addr *ctx, bool ipv6, bool datagram)
+{
+	struct sock_flow *peer, *found = NULL;
+	__u8 addr[16] __attribute__((aligned(8)));
+	struct bpf_sock *sk = ctx->sk;
+	struct sock_flows_val *flows;
+	__be16 port = ctx->user_port;
+
+	if (!sk)
+		return ALLOW;
+	read_address(ctx, ipv6, addr);
+	peer = bpf_sk_storage_get(&sock_peers, sk, 0, 0);
+	if (peer && is_from(peer, addr, port)) {
+		found = peer;
+	} else if (datagram) {
+		flows = bpf_sk_storage_get(&sock_flows, sk, 0, 0);
+		if (!flows)
+			return ALLOW;
+		/* Of several VIPs with this backend, the one that was asked last. */
+		for (int i = 0; i < SOCK_FLOWS; i++) {
+			struct sock_flow *flow = &flows->flow[i];
+
+			if (is_from(flow, addr, port) && (!found || flow->seen_ns > found->seen_ns))
+				found = flow;
+		}
+	}
+	if (found)
+		write_address(ctx, ipv6, found->vip, found->vip_port);
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg4")
+int shunt_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return show_vip(ctx, false, true);
+}
+
+SEC("cgroup/recvmsg6")
+int shunt_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return show_vip(ctx, true, true);
+}
+
+SEC("cgroup/getpeername4")
+int shunt_peername4(struct bpf_sock_addr *ctx)
+{
+	return show_vip(ctx, false, false);
+}
+
+SEC("cgroup/getpeername6")
+int shunt_peername6(struct bpf_sock_addr *ctx)
+{
+	return show_vip(ctx, true, false);
+}
+
+/* The decision alone, of a socket that need not be there: by BPF_PROG_TEST_RUN. */
+SEC("syscall")
+int shunt_sock_try(struct sock_try *ctx)
+{
+	struct sock_answer answer = {};
+	struct sock_ask ask = ctx->ask;
+
+	choose(&ask, &answer, config.services_mask);
+	ctx->answer = answer;
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A packet's tuple exchanged for another, where the checksum may still be the device's to fill in. */
+#ifndef SHUNT_CHANGE_H
+#define SHUNT_CHANGE_H
+
+#include <linux/pkt_cls.h>
+
+#include "related.h"
+#include "rewrite.h"
+
+/* Headers are read directly; what of them is not in the frame's first piece is put there. */
+#define HEADER_BYTES 128
+
+static __always_inline void pull(struct __sk_buff *ctx, __u32 bytes)
+{
+	__u32 seen = ctx->data_end - ctx->data, want = ctx->len;
+
+	if (want > bytes)
+		want = bytes;
+	if (seen < want)
+		bpf_skb_pull_data(ctx, want);
+}
+
+static __noinline bool change_checksum(struct __sk_buff *ctx, const struct packet *pkt,
+				       const struct flow_key *to, __u64 addresses)
+{
+	__u64 ports =
+		(__u64)(__u16)~pkt->key.sport + (__u16)~pkt->key.dport + to->sport + to->dport;
+	bool udp = pkt->key.proto == IPPROTO_UDP;
+	__u32 offset =
+		pkt->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+	__u64 mangled = udp ? BPF_F_MARK_MANGLED_0 : 0;
+
+	addresses = (addresses & 0xffffffff) + (addresses >> 32);
+	addresses = (addresses & 0xffffffff) + (addresses >> 32);
+	if (bpf_l4_csum_replace(ctx, offset, 0, addresses, BPF_F_PSEUDO_HDR | mangled) ||
+	    bpf_l4_csum_replace(ctx, offset, 0, ports, mangled))
+		return false;
+	/* Where the device has summed up the whole packet: of IPv4 that sum changes, since the header
+	 * has a checksum of its own; of IPv6 it doesn't, and the function thinks it does. */
+	if (pkt->ipv6)
+		bpf_csum_update(ctx, addresses);
+	return true;
+}
+
+/* A later fragment has nothing but addresses. Where the device has summed it up, that sum changes with
+ * those of IPv6, which has no checksum for them. */
+static __noinline bool change_rest(struct __sk_buff *ctx, const struct packet *pkt,
+				   const struct flow_key *to)
+{
+	__u64 addresses = address_change(pkt, to);
+
+	addresses = (addresses & 0xffffffff) + (addresses >> 32);
+	addresses = (addresses & 0xffffffff) + (addresses >> 32);
+	if (pkt->ipv6)
+		bpf_csum_update(ctx, addresses);
+	return write_addresses(ctx, pkt, to, addresses);
+}
+
+/* From the tuple in the packet to another, which of an ICMP error is the scratch memory's. If it returns
+ * false, the packet must not go on. */
+static __always_inline bool change(struct __sk_buff *ctx, const struct packet *pkt,
+				   const struct flow_key *to)
+{
+	__u64 addresses = address_change(pkt, to);
+	__be16 *ports;
+
+	if (pkt->quote)
+		return !rewrite_quote(ctx, pkt);
+	if (pkt->rest)
+		return change_rest(ctx, pkt, to);
+	if (!change_checksum(ctx, pkt, to, addresses) || !write_addresses(ctx, pkt, to, addresses))
+		return false;
+	ports = transport(ctx, pkt);
+	if (!ports || (void *)(ports + 2) > end(ctx))
+		return false;
+	ports[0] = to->sport;
+	ports[1] = to->dport;
+	return true;
+}
+
+#endif

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Translation for the stack of this host, on its devices' way in and out: to backends on this node
+ * (mode local), and where no XDP program did it before, to others (mode nat). The same tables and
+ * the same choice as XDP's (bpf/select.h).
+ *
+ *   ingress   client -> VIP         local:  client -> backend, and on into the stack
+ *                                   nat:    own -> backend, out of the backend's device
+ *             backend -> own        nat:    VIP -> client, out of the client's device
+ *   egress    backend -> client     local:  VIP -> client
+ *
+ * What leaves the node by certain devices gets this host's address there (masquerade.h).
+ *
+ * ICMP errors and later fragments go the way of their flow, at either hook. An answer (RST, ICMP) goes
+ * back out of the device that the packet came in by.
+ *
+ * A packet is translated as a whole at one hook, or dropped. What is none of ours goes on, uncounted
+ * here: XDP and the stack count it.
+ */
+#define CONTEXT __sk_buff
+
+#include "forward.h"
+#include "masquerade.h"
+#include "options.h"
+#include "quic.h"
+#include "reply.h"
+#include "select.h"
+#include "send_related.h"
+
+static __always_inline struct verdict not_ours(void)
+{
+	return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
+}
+
+/* A client speaks to a backend itself, with the ports of a flow to a VIP: the backend's replies to
+ * both would look the same. */
+static __always_inline bool clashes(const struct packet *pkt, struct nat_scratch *s)
+{
+	struct nat_rev_val *rev;
+
+	reverse(&pkt->key, &s->key);
+	rev = bpf_map_lookup_elem(&nat_rev, &s->key);
+	return rev && rev->track & NAT_TRACKED && !track_over(rev->track);
+}
+
+static __always_inline struct verdict balance(struct __sk_buff *ctx, struct packet *pkt,
+					      __u32 svc_id, struct nat_scratch *s)
+{
+	struct svc_val *service = bpf_map_lookup_elem(&svc, &svc_id);
+	struct place p;
+	enum reason why;
+
+	if (!service || service->mode == MODE_NONE)
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (service->mode != MODE_LOCAL && service->mode != MODE_NAT)
+		return not_ours();
+	s->mode = service->mode;
+	if (service->flags && !apply_options(pkt, svc_id, service->flags, &why))
+		return verdict(XDP_DROP, why);
+	if (!find_place(pkt, svc_id, service, &p))
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (p.flags & SVC_QUIC)
+		find_by_id(ctx, pkt, &p);
+	return forward(ctx, pkt, &p, s);
+}
+
+static __always_inline bool parse_headers(struct __sk_buff *ctx, struct packet *pkt,
+					  enum reason *why)
+{
+	void *from = at(ctx, 0), *to = end(ctx);
+
+	/* clang 14 would spill half of a packet pointer (as in take_sample()). */
+	asm volatile("" : "+r"(from), "+r"(to));
+	return parse(ctx, from, to, pkt, why);
+}
+
+static __always_inline struct verdict decide_ingress(struct __sk_buff *ctx, struct packet *pkt,
+						     struct nat_scratch *s)
+{
+	struct verdict v;
+	enum reason why;
+	__u32 svc_id;
+
+	if (!parse_headers(ctx, pkt, &why))
+		return decide_related(ctx, pkt, why);
+	if (!is_served(&pkt->key))
+		return not_ours();
+	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
+	pkt->hash = flow_hash(&pkt->key, pkt->ipv6, pkt->frontend);
+	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count &&
+	    reply(ctx, pkt, s, false, &v))
+		return v;
+	svc_id = find_service(pkt);
+	if (!svc_id)
+		return clashes(pkt, s) ? verdict(XDP_DROP, REASON_DROP_NAT_CLASH) : not_ours();
+	v = balance(ctx, pkt, svc_id, s);
+	v.svc = svc_id;
+	return v;
+}
+
+static __always_inline struct verdict decide_egress(struct __sk_buff *ctx, struct packet *pkt,
+						    struct nat_scratch *s)
+{
+	struct verdict v;
+	enum reason why;
+
+	if (!parse_headers(ctx, pkt, &why))
+		return decide_related(ctx, pkt, why);
+	/* The ports of local backends are in the set, too. */
+	if (is_port_of_ours(pkt->key.proto, bpf_ntohs(pkt->key.sport))) {
+		pkt->hash = whole_hash(&pkt->key, pkt->ipv6);
+		if (reply(ctx, pkt, s, true, &v))
+			return v;
+	}
+	return masquerade(ctx, pkt, s, &v) ? v : not_ours();
+}
+
+/* The one exit. TC_ACT_UNSPEC, which is TCX_NEXT, lets other programs see the packet. */
+static __always_inline int leave_tc(struct __sk_buff *ctx, const struct packet *pkt,
+				    struct verdict v)
+{
+	if (v.reason == REASON_PASS_NOT_OURS)
+		return TC_ACT_UNSPEC;
+	if (pkt->first && sent_on(v.reason))
+		remember_first(pkt, v.svc, v.backend);
+	switch (leave(ctx, v, pkt->len)) {
+	case XDP_DROP:
+		return TC_ACT_SHOT;
+	case XDP_TX: /* an answer */
+		return bpf_redirect(ctx->ifindex, 0);
+	case TC_ACT_REDIRECT:
+		return TC_ACT_REDIRECT;
+	default:
+		return TC_ACT_UNSPEC;
+	}
+}
+
+/* Whether the packet may be ours. A tagged frame is its VLAN device's; a check by way of a VIP has a
+ * way of its own (xdp/check.bpf.c). */
+static __always_inline bool is_eligible(const struct __sk_buff *ctx)
+{
+	return !ctx->vlan_present && (ctx->mark & ~SLOT_BACKEND_MASK) != config.check_mark;
+}
+
+SEC("tc")
+int shunt_ingress(struct __sk_buff *ctx)
+{
+	struct packet pkt = {.len = ctx->len, .way = WAY_TC_IN};
+	struct nat_scratch *s = own_scratch();
+
+	if (!s || !is_eligible(ctx))
+		return TC_ACT_UNSPEC;
+	pull(ctx, HEADER_BYTES);
+	return leave_tc(ctx, &pkt, decide_ingress(ctx, &pkt, s));
+}
+
+SEC("tc")
+int shunt_egress(struct __sk_buff *ctx)
+{
+	struct packet pkt = {.len = ctx->len, .way = WAY_TC_OUT};
+	struct nat_scratch *s = own_scratch();
+
+	if (!s || !is_eligible(ctx))
+		return TC_ACT_UNSPEC;
+	pull(ctx, HEADER_BYTES);
+	return leave_tc(ctx, &pkt, decide_egress(ctx, &pkt, s));
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

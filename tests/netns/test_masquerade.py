@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What leaves the node has its address: real sockets, in the namespaces of test_tc_datapath.py.
+
+There the pod is another host, behind pod0, and the client is also what pods are: behind the node.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.netns.shunt_host import Host, at
+from tests.netns.test_tc_datapath import (
+    CLIENT_ADDR,
+    FAMILIES,
+    NODE_ADDR,
+    POD_ADDR,
+    a_node,
+    connect,
+    echoed,
+)
+
+OWN = {4: "10.8.0.1", 6: "fd08::1"}
+MIXED, AWAY = {4: "203.0.113.1", 6: "2001:db8:a::1"}, {4: "203.0.113.2", 6: "2001:db8:a::2"}
+NEAR = {4: "198.18.0.1", 6: "fd18::1"}  # of the other host, and not to be masqueraded to
+MASQUERADE: dict[str, Any] = {
+    "interfaces": ["pod0"],
+    "sources": ["192.0.2.0/24", "2001:db8:c::/64"],
+    "not_to": ["198.18.0.0/15", "fd18::/16"],
+}
+
+
+@pytest.fixture(scope="module", params=["auto", "off"], ids=["xdp", "no-xdp"])
+def node(request: pytest.FixtureRequest) -> Iterator[Host]:
+    with a_node("mq", xdp=request.param, interfaces=["eth0", "pod0"], masquerade=MASQUERADE) as (
+        host,
+        pod,
+    ):
+        pod.ip(f"addr add {NEAR[4]}/32 dev lo", f"addr add {NEAR[6]}/128 dev lo")
+        # What comes from elsewhere has no way back but by way of the node's own address.
+        pod.ip("route del default", "route del ::/0")
+        host.here.ip(
+            f"route add {NEAR[4]} via {POD_ADDR[4]}", f"route add {NEAR[6]} via {POD_ADDR[6]}"
+        )
+        for ip in (4, 6):
+            for there in (POD_ADDR[ip], NEAR[ip]):
+                host.outside.ip(f"route add {there} via {NODE_ADDR[ip]}")
+            both = [at(NODE_ADDR[ip], 8080), at(POD_ADDR[ip], 8080)]
+            for name, vip, backends in (("mixed", MIXED, both), ("away", AWAY, both[1:])):
+                document = {"name": f"{name}-{ip}", "vip": vip[ip], "ports": [80], "mode": "local"}
+                host.write(f"{name}-{ip}", {**document, "backends": backends, "health": "none"})
+            document = {"name": f"udp-{ip}", "vip": AWAY[ip], "ports": ["53/udp"], "mode": "local"}
+            host.write(f"udp-{ip}", {**document, "backends": [at(POD_ADDR[ip], 5300)]})
+        host.start()
+        yield host
+
+
+def peer(client: socket.socket) -> tuple[str, int]:
+    address, port = client.recv(100).decode().split()
+    return address, int(port)
+
+
+@FAMILIES
+def test_a_backend_elsewhere(node: Host, ip: int) -> None:
+    with connect(node, AWAY[ip]) as client:
+        address, port = peer(client)
+        assert (address, 10000 <= port <= 29999) == (OWN[ip], True)
+        assert echoed(client, 3_000_000)
+
+
+@FAMILIES
+def test_a_backend_here_sees_the_client(node: Host, ip: int) -> None:
+    """S41, and S37's other half: of one service, by where the backend is."""
+    seen = set()
+    for _ in range(40):
+        with connect(node, MIXED[ip]) as client:
+            seen.add(peer(client)[0])
+            assert echoed(client, 1000)
+    assert seen == {OWN[ip], CLIENT_ADDR[ip]}
+
+
+@FAMILIES
+@pytest.mark.parametrize("to", ["vip", "itself"])
+def test_udp(node: Host, ip: int, to: str) -> None:
+    with node.outside.inside():
+        client = socket.socket(socket.AF_INET6 if ip == 6 else socket.AF_INET, socket.SOCK_DGRAM)
+    with client:
+        client.settimeout(10)
+        client.connect((AWAY[ip], 53) if to == "vip" else (POD_ADDR[ip], 5300))
+        for size in (0, 1, 1000):
+            client.send(b"x" * size)
+            line, _, rest = client.recv(2000).partition(b"\n")
+            assert (line.decode().split()[0], rest) == (OWN[ip], b"x" * size)
+
+
+@FAMILIES
+def test_the_world_sees_the_node(node: Host, ip: int) -> None:
+    with connect(node, POD_ADDR[ip], 8080) as client:
+        address, port = peer(client)
+        assert (address, 10000 <= port <= 29999) == (OWN[ip], True)
+        assert echoed(client, 3_000_000)
+        own = client.getsockname()[1]
+        rows = [row for row in node.json("nat", "list") if row["client_port"] == own]
+        (row,) = [row for row in rows if row["vip"] == POD_ADDR[ip]]
+        assert (row["service"], row["backend"]) == ("", "")
+        assert (row["own"], row["own_port"]) == (OWN[ip], port)
+
+
+@FAMILIES
+def test_not_to_those_that_know_the_way(node: Host, ip: int) -> None:
+    with node.outside.inside():
+        other = socket.socket(socket.AF_INET6 if ip == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    with other:
+        other.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # it leaves as it is, and the other host knows no way
+            other.connect((NEAR[ip], 8080))
+    assert node.json("status")["problems"] == []
+
+
+@FAMILIES
+def test_many_short_connections(node: Host, ip: int) -> None:
+    for _ in range(200):
+        with connect(node, AWAY[ip]) as client:
+            assert client.recv(100)
+
+
+@FAMILIES
+def test_connections_outlive_the_daemon(node: Host, ip: int) -> None:
+    with connect(node, AWAY[ip]) as to_vip, connect(node, POD_ADDR[ip], 8080) as direct:
+        assert to_vip.recv(100)
+        assert direct.recv(100)
+        assert node.process is not None
+        node.process.kill()
+        with connect(node, AWAY[ip]) as fresh:
+            assert fresh.recv(100)
+        node.start()
+        assert echoed(to_vip, 100_000)
+        assert echoed(direct, 100_000)
+
+
+def test_another_address_of_the_node(node: Host) -> None:
+    node.here.ip("addr add 10.8.0.99/24 dev pod0")  # a further one changes nothing
+    with connect(node, AWAY[4]) as client:
+        assert peer(client)[0] == OWN[4]
+    node.here.ip("addr del 10.8.0.1/24 dev pod0")  # and that took its subnet's others with it
+    node.here.ip("addr replace 10.8.0.7/24 dev pod0", f"route replace {NEAR[4]} via {POD_ADDR[4]}")
+
+    def seen() -> bool:
+        with connect(node, AWAY[4]) as client:
+            return peer(client)[0] == "10.8.0.7"
+
+    try:
+        node.until(seen, "takes the new one")
+        node.here.ip("addr flush dev pod0")
+        node.until(lambda: any("pod0 has no" in p for p in problems(node)), "is told")
+    finally:
+        node.here.ip(
+            "addr flush dev pod0", "addr add 10.8.0.1/24 dev pod0",
+            "addr add fd08::1/64 dev pod0 nodad", f"route replace {NEAR[4]} via {POD_ADDR[4]}",
+        )  # fmt: skip
+    node.until(lambda: problems(node) == [], "has it back")
+    with connect(node, AWAY[4]) as client:
+        assert peer(client)[0] == OWN[4]
+
+
+def problems(host: Host) -> list[str]:
+    return host.shunt("status", "-o", "json").json["problems"]  # type: ignore[no-any-return]
+
+
+def test_it_can_be_switched_off_and_on(node: Host) -> None:
+    settings = yaml.safe_load(node.config.read_text())
+    off = {key: value for key, value in settings.items() if key != "masquerade"}
+    generation = node.json("status")["generation"]
+    node.config.write_text(yaml.safe_dump(off))
+    node.until(lambda: node.json("status")["generation"] > generation, "is in force")
+    with node.outside.inside(), pytest.raises(TimeoutError):
+        socket.create_connection((POD_ADDR[4], 8080), timeout=0.5)
+    node.config.write_text(yaml.safe_dump(settings))
+    node.until(lambda: node.json("status")["generation"] > generation + 1, "is in force")
+    with connect(node, POD_ADDR[4], 8080) as client:
+        assert peer(client)[0] == OWN[4]

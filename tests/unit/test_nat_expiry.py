@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a silent translation lasts, by what TC has seen of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shunt.agent.nat_expiry import (
+    ANSWERED,
+    ASSURED,
+    BROKEN,
+    ENDED_BACKEND,
+    ENDED_CLIENT,
+    NS_PER_S,
+    TRACKED,
+    tracked_limit,
+)
+
+TCP, UDP = 6, 17
+OPEN = TRACKED | ANSWERED | ASSURED
+FOREVER = np.iinfo(np.int64).max / NS_PER_S
+
+
+@pytest.mark.parametrize(
+    ("track", "proto", "seconds"),
+    [
+        (TRACKED, TCP, 60),
+        (TRACKED | ANSWERED, TCP, 60),
+        (OPEN, TCP, FOREVER),
+        (OPEN | ENDED_CLIENT, TCP, 3600),
+        (OPEN | ENDED_BACKEND, TCP, 3600),
+        (OPEN | ENDED_CLIENT | ENDED_BACKEND, TCP, 60),
+        (OPEN | BROKEN, TCP, 10),
+        (TRACKED | BROKEN, TCP, 10),
+        (TRACKED, UDP, 30),
+        (TRACKED | ANSWERED, UDP, 30),
+        (OPEN, UDP, FOREVER),
+    ],
+)
+def test_limits(track: int, proto: int, seconds: float) -> None:
+    got = tracked_limit(np.array([track], np.uint32), np.array([proto]))
+    assert got / NS_PER_S == pytest.approx(seconds)
