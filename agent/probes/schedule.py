@@ -35,6 +35,9 @@ TYPES: Mapping[type, Begin] = {
 SHARE = 0.9
 # A timeout that comes so late says that this process was held up.
 HELD_UP_S = 0.02
+# So often it is put off then: each time the event loop passes once, and an attempt takes a step
+# (connect, TLS, request, answer). A silent target fails after them, however busy this host is.
+PUT_OFF_AT_MOST = 6
 
 
 def phase_s(target: Target) -> float:
@@ -118,7 +121,7 @@ class _Series(Generic[Key]):
 
     __slots__ = (
         "_asked", "_attempt", "_base", "_began", "_deadline", "_due", "_key", "_number",
-        "_prober", "_timeout", "_turn", "target",
+        "_prober", "_put_off", "_timeout", "_turn", "target",
     )  # fmt: skip
 
     def __init__(self, prober: Prober[Key], key: Key, target: Target) -> None:
@@ -128,6 +131,7 @@ class _Series(Generic[Key]):
         self._asked: Sequence[Target] = ()
         self._timeout: asyncio.TimerHandle | None = None
         self._began = 0.0
+        self._put_off = 0
         self._number = 0  # of the attempt: what an earlier one says comes too late
         now = prober.loop.time()
         self._base = now + (phase_s(target) - now) % target.interval_s
@@ -146,15 +150,19 @@ class _Series(Generic[Key]):
         prober, target = self._prober, self.target
         counts, now = prober.counts, prober.loop.time()
         late = now - self._due
-        counts.checks += 1
-        counts.late_s_sum += late
-        counts.late_s_max = max(counts.late_s_max, late)
         # From its turn, not from now: lateness does not add up, and the spread stays.
         missed = int(max(0.0, now - self._base) / target.interval_s)
         counts.skipped += missed
         self._base += (missed + 1) * target.interval_s
-        self._end_attempt()
         self._plan_turn()
+        if self._timeout is not None:
+            # Its time was put off past this turn. A loop so busy would end each attempt before
+            # its last step, and the target would never have a result.
+            counts.skipped += 1
+            return
+        counts.checks += 1
+        counts.late_s_sum += late
+        counts.late_s_max = max(counts.late_s_max, late)
         trouble = prober.trouble(self._key)
         targets: Sequence[Target] | str = (target,)
         if target.vips and not trouble:
@@ -163,6 +171,7 @@ class _Series(Generic[Key]):
             counts.troubles[trouble or str(targets)] += 1
             return
         self._began = now
+        self._put_off = 0
         number = self._number
         self._wait(min(target.timeout_s, target.interval_s * (1 - target.jitter) * SHARE))
         begin = TYPES[type(target.how)]
@@ -186,8 +195,9 @@ class _Series(Generic[Key]):
 
     def _timed_out(self) -> None:
         late = self._prober.loop.time() - self._deadline
-        if late > HELD_UP_S:
+        if late > HELD_UP_S and self._put_off < PUT_OFF_AT_MOST:
             # An answer may be there, unread: the loop's delay is not the backend's.
+            self._put_off += 1
             self._wait(min(late, self.target.timeout_s))
         elif isinstance(self.target.how, Exec):
             name = self.target.how.argv[0]

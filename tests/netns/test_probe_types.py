@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, ip_address
@@ -23,7 +23,7 @@ import pytest
 from shunt.agent.probes.attempt import Target
 from shunt.agent.probes.schedule import Counts, Prober
 from shunt.lab.netns import Namespace, Process
-from shunt.lb.checks import Dns, Exec, Grpc, How, Http, Tls, Udp
+from shunt.lb.checks import Dns, Grpc, How, Http, Tls, Udp
 from shunt.lb.health import Result
 from tests.netns.test_probe import probing
 
@@ -264,80 +264,27 @@ def test_a_loop_that_is_held_up_fails_no_check_of_several_steps() -> None:
     asyncio.run(scenario())
 
 
-# Programs --------------------------------------------------------------------------------------
-
-
-def shell(text: str, user: str = "nobody") -> Exec:
-    return Exec(("/bin/sh", "-c", text), user)
-
-
-def running(argument: str) -> bool:
-    """Whether a process has this argument."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if argument.encode() in words:
-                return True
-    return False
-
-
-@pytest.mark.parametrize(
-    ("how", "reason"),
-    [
-        (Exec(("/bin/true",)), ""),
-        (Exec(("/bin/false",)), "/bin/false: exit code 1"),
-        (Exec(("/no/such",)), "/no/such: there is no such program"),
-        (Exec(("/etc/passwd",)), "/etc/passwd: the user may not run it"),
-        (Exec(("/usr/bin/test", "{address}:{port}", "=", "127.0.0.1:80")), ""),
-        # No shell reads the arguments.
-        (Exec(("/usr/bin/test", "$(id)", "=", "127.0.0.1")), "/usr/bin/test: exit code 1"),
-        (shell('test "$(id -u) $(id -G)" = "65534 65534"'), ""),
-        (shell("test ! -r /etc/shadow && test ! -w /"), ""),
-        (shell('test "$(id -un)" = www-data', "www-data"), ""),
-        (shell('test "$(grep CapEff /proc/self/status)" = "CapEff:\t0000000000000000"'), ""),
-        (shell('test "$PWD" = / && ! read line'), ""),
-        (shell('test "$(readlink /proc/$$/fd/1)" = /dev/null'), ""),
-        (shell('test -z "$HOME$USER$LANG"'), ""),
-        (shell("kill -9 $$"), "/bin/sh: ended by SIGKILL"),
-    ],
-)
-def test_exec(how: Exec, reason: str) -> None:
-    assert ask(how, 80).reason == reason
-
-
-def test_a_program_over_its_time_is_killed_with_its_children() -> None:
-    argument = f"9{os.getpid()}"
-    result = ask(shell(f"sleep {argument} & sleep {argument}"), 80, 1.0, unanswered=True)
-    assert result.reason == "/bin/sh: no end within 1 s"
-    until(lambda: not running(argument))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + READY_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_what_a_program_leaves_behind_is_killed() -> None:
-    seen, left = f"7{os.getpid()}", f"8{os.getpid()}"
-    with subprocess.Popen(["sleep", seen]) as other:
-        until(lambda: running(seen))  # so it would be seen
-        other.kill()
-    assert ask(shell(f"sleep {left} & exit 0"), 80).ok
-    until(lambda: not running(left))
-
-
-def test_a_user_that_has_gone_is_our_trouble() -> None:
+@pytest.mark.usefixtures("servers")
+def test_a_loop_held_up_for_longer_than_the_interval_still_gets_results() -> None:
     async def scenario() -> None:
-        target = Target(LOOPBACK, 80, 0.1, 0.09, 0.0, Exec(("/bin/true",), "no-such"))
-        async with probing({"a": target}) as (prober, results):
-            await results.until(lambda: bool(prober.counts.troubles))
-            assert not results["a"]
-            assert prober.counts.failures == 0
+        loop = asyncio.get_running_loop()
+
+        def hold_up() -> None:
+            time.sleep(0.15)
+            loop.call_later(0.01, hold_up)
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            port = silent.getsockname()[1]
+            targets = {
+                "fine": Target(LOOPBACK, 443, 0.1, 0.05, 0.0, Http(body="fine", tls=UNVERIFIED)),
+                "silent": Target(LOOPBACK, port, 0.1, 0.05, 0.0, Dns("a.example.")),
+            }
+            async with probing(targets) as (_, results):
+                hold_up()
+                await results.until(lambda: all(results[k] for k in targets))
+                assert all(r.ok for r in results["fine"]), results
+                assert not any(r.ok for r in results["silent"])
 
     asyncio.run(scenario())
 
@@ -345,26 +292,39 @@ def test_a_user_that_has_gone_is_our_trouble() -> None:
 # Many at once ----------------------------------------------------------------------------------
 
 
-async def on_time(counts: Counts, watched_s: float) -> bool:
-    """Whether the checks of the next so many seconds are: 5,000 and more, none left out."""
-    before = replace(counts)
-    await asyncio.sleep(watched_s)
+MANY = 2500  # checks in a second
+BUSY_AT_MOST = 0.8  # of a processor
+
+
+async def keeps_up(counts: Counts, turns_in_s: float) -> bool:
+    """Whether the checks of the next so many seconds are made when they should be, none left out.
+
+    Others may take the processors for a while, and then nobody could: such seconds tell by the
+    processor's time that a check took this thread, which others do not change.
+    """
+    before, cpu_s, began = replace(counts), time.thread_time(), time.monotonic()
+    while counts.checks - before.checks < MANY * turns_in_s:  # noqa: ASYNC110 - counts tell nobody
+        await asyncio.sleep(0.2)
     checks = counts.checks - before.checks
-    late_s_mean = (counts.late_s_sum - before.late_s_sum) / max(1, checks)
-    return checks > 5000 and late_s_mean < 0.1 and counts.skipped == before.skipped
+    took_s = time.monotonic() - began
+    late_s_mean = (counts.late_s_sum - before.late_s_sum) / checks
+    busy = (time.thread_time() - cpu_s) / checks * MANY
+    punctual = took_s < turns_in_s + 1 and late_s_mean < 0.1 and counts.skipped == before.skipped
+    return punctual or busy < BUSY_AT_MOST
 
 
 def test_that_check_can_fail() -> None:
     def slow(key: str) -> str:
-        time.sleep(0.001)  # a millisecond a check: no 2,500 a second
+        until = time.thread_time() + 0.001  # a millisecond a check: no 2,500 a second
+        while time.thread_time() < until:
+            pass
         return key
 
     async def scenario() -> None:
         prober: Prober[str] = Prober(lambda _key, _result: None, slow)
         prober.set_targets({f"{n}": Target(LOOPBACK + n, 80, 2.0, 1.9) for n in range(5000)})
         try:
-            for _ in range(2):
-                assert not await on_time(prober.counts, 4.0)
+            assert not await keeps_up(prober.counts, 2.0)
         finally:
             prober.close()
 
@@ -373,10 +333,6 @@ def test_that_check_can_fail() -> None:
 
 @pytest.mark.usefixtures("servers")
 def test_five_thousand_checks_and_hundreds_of_http_are_not_late() -> None:
-    """Lateness over a whole interval is in the mean a small share of it, and nobody's turn is left
-    out. Others may take the processors for a while: such an interval says nothing, and the next
-    one is looked at. A prober that cannot keep up is late in each.
-    """
     interval_s, timeout_s = 2.0, 1.9
     first = ip_address("127.1.0.0")
     targets = {
@@ -392,8 +348,7 @@ def test_five_thousand_checks_and_hundreds_of_http_are_not_late() -> None:
             async with asyncio.timeout(120):
                 while not all(results[k] for k in targets):  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
-                while not await on_time(prober.counts, 2 * interval_s):
-                    pass
+                assert await keeps_up(prober.counts, 2 * interval_s)
             assert not {r.reason for found in results.values() for r in found if not r.ok}
             assert not prober.counts.troubles
 
