@@ -86,7 +86,9 @@ def a_scene(name: str, mode: str, only: str = "", **settings: object) -> Iterato
             cable(host.outside, "far0", far, "eth0")
             host.outside.ip(
                 "addr add 198.51.100.1/24 dev far0", "addr add 2001:db8:f::1/64 dev far0 nodad",
-                f"link set dev far0 mtu {FAR_MTU}",
+                # Of the routes, not the link: its other end would send into it what it drops.
+                f"route replace 198.51.100.0/24 dev far0 mtu lock {FAR_MTU}",
+                f"route replace 2001:db8:f::/64 dev far0 mtu {FAR_MTU} metric 1",
             )  # fmt: skip
             host.outside.sysctl({"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1})
             far.ip(
