@@ -6,15 +6,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+from shunt.agent.troubles import Troubles
 from shunt.ipam.node import resolve, trouble
 from shunt.kern.events import ADDRESSES, Events
 from shunt.kern.netlink import Netlink
-from shunt.lb.errors import ShuntError
 from shunt.lb.model import IPAddress, Service
 
 # An interface that comes up gets its addresses one after the other; they are looked at together.
 COALESCE_S = 0.05
-_TROUBLE = "addresses of "
+_TROUBLE = "addresses of"
 
 
 class OwnAddresses:
@@ -22,7 +22,7 @@ class OwnAddresses:
     after `start`. What a service asks for and has not got stands in `troubles`, which belongs to
     whoever shows it."""
 
-    def __init__(self, changed: Callable[[], None], troubles: dict[str, ShuntError]) -> None:
+    def __init__(self, changed: Callable[[], None], troubles: Troubles) -> None:
         self._changed, self.troubles = changed, troubles
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: asyncio.TimerHandle | None = None
@@ -46,12 +46,10 @@ class OwnAddresses:
 
     def resolved(self, services: Iterable[Service]) -> dict[str, Service]:
         """The services, by name, with the addresses that they ask for."""
-        for what in [w for w in self.troubles if w.startswith(_TROUBLE)]:
-            del self.troubles[what]
         found = {service.name: service for service in resolve(services, self.current)}
+        self.troubles.forget_others(_TROUBLE, found)
         for name, service in found.items():
-            if error := trouble(service):
-                self.troubles[f"{_TROUBLE}{name}"] = error
+            self.troubles.tell(f"{_TROUBLE} {name}", trouble(service))
         return found
 
     def start(self) -> None:

@@ -8,6 +8,7 @@ from itertools import chain
 
 from shunt.agent.apply import sync_ports
 from shunt.agent.masquerading import Masquerading
+from shunt.agent.nat_ports import wanted
 from shunt.agent.own_addresses import OwnAddresses
 from shunt.agent.tables import Tables
 from shunt.lb.model import Configuration, Mode, Protocol
@@ -48,7 +49,7 @@ class Translating:
     def settle(self, configuration: Configuration) -> None:
         """After that: take away what no service needs any more."""
         self._replies(configuration)
-        sync_ports(self.tables, nat_ports(configuration))
+        sync_ports(self.tables, wanted(configuration))
         if not self.needed:
             self.translation.detach()
 
@@ -74,14 +75,6 @@ class Translating:
                     yield protocol, endpoint.port
                 else:
                     yield from ((protocol, frontend.port) for frontend in place.frontends)
-
-
-def nat_ports(configuration: Configuration) -> range:
-    """Which ports replies come for that are to be translated back."""
-    settings = configuration.settings
-    if not settings.masquerade and not any(s.mode.translates for s in configuration.services):
-        return range(0)
-    return range(settings.nat_port_min, settings.nat_port_max + 1)
 
 
 def needed(configuration: Configuration) -> bool:
