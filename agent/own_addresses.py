@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The addresses that this host has, kept current from netlink."""
+"""The addresses and the veth devices that this host has, kept current from netlink."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from shunt.agent.troubles import Troubles
 from shunt.ipam.node import resolve, trouble
-from shunt.kern.events import ADDRESSES, Events
+from shunt.kern.events import ADDRESSES, LINKS, Events
 from shunt.kern.netlink import Netlink
 from shunt.lb.model import IPAddress, Service
 
@@ -29,8 +29,8 @@ class OwnAddresses:
         self._netlink = Netlink()
         try:
             # First listen, then look: nothing in between is missed.
-            self._events = Events(groups=ADDRESSES)
-            self.held = self._netlink.addresses()
+            self._events = Events(groups=(*ADDRESSES, *LINKS))
+            self._look()
         except OSError:
             self._netlink.close()
             raise
@@ -72,6 +72,16 @@ class OwnAddresses:
 
     def _look_again(self) -> None:
         self._waiting = None
-        before, self.held = self.held, self._netlink.addresses()
-        if self.held != before:
+        before = self.held, self.veths
+        self._look()
+        if (self.held, self.veths) != before:
             self._changed()
+
+    def _look(self) -> None:
+        self.held = self._netlink.addresses()
+        # Those that lead into another namespace: ifindex here, and the other end's there.
+        self.veths = {
+            link.ifindex: link.lower
+            for link in self._netlink.links().values()
+            if link.kind == "veth" and link.lower_nsid is not None and link.up
+        }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from shunt.agent.apply import sync_ports
+from shunt.agent.handover import Handover
 from shunt.agent.masquerading import Masquerading
 from shunt.agent.nat_ports import wanted
 from shunt.agent.own_addresses import OwnAddresses
@@ -22,6 +23,7 @@ class Translating:
     def __init__(self, datapath: Datapath, tables: Tables, own: OwnAddresses) -> None:
         self.datapath, self.tables, self.own = datapath, tables, own
         self.masquerading = Masquerading(datapath.maps, own.troubles)
+        self.handover = Handover(datapath.maps, own.troubles)
         self.translation = Translation(datapath.bpffs)
         self.needed = False
 
@@ -42,9 +44,11 @@ class Translating:
             self.translation.attach(configuration.settings.interfaces)
 
     def follow(self, configuration: Configuration) -> None:
-        """The addresses of this host are others, perhaps, or the settings."""
+        """The addresses and devices of this host are others, perhaps, or the settings."""
         wanted = configuration.settings.masquerade
         self.masquerading.sync(wanted, self.own.ifindexes() if wanted else {}, self.own.held)
+        peers = self.needed and configuration.settings.handover == "peer"
+        self.handover.sync(self.own.veths if peers else {})
 
     def settle(self, configuration: Configuration) -> None:
         """After that: take away what no service needs any more."""

@@ -5,6 +5,8 @@
 
 #include "flow.h"
 #include "nat_pair.h"
+#include "quic.h"
+#include "select.h"
 #include "send_on.h"
 #include "track.h"
 
@@ -151,28 +153,36 @@ static __noinline bool create_flow(struct __sk_buff *ctx, const struct packet *p
 	return !err || (err == -EEXIST && nat_adopt(pkt, t));
 }
 
-/* To the service's backend, of whatever mode of the two. */
+/* To the service's backend, of whatever mode of the two. Where a flow is known, its slot matters only if its
+ * packets may name another backend. */
 static __always_inline struct verdict forward(struct __sk_buff *ctx, const struct packet *pkt,
-					      struct place *p, struct nat_scratch *s)
+					      __u32 svc_id, const struct svc_val *service,
+					      struct nat_scratch *s)
 {
+	bool by_id = service->flags & SVC_QUIC;
 	struct translation t = {};
 	enum known found = recall_flow(pkt, &t, s);
+	struct place p = {};
 	struct verdict v;
 	enum reason why;
 
 	if (found == KNOWN_REFUSED)
 		return verdict(XDP_DROP, REASON_DROP_NAT_INVALID);
-	if (found == KNOWN && p->certain && t.backend != p->named)
+	if ((by_id || found != KNOWN) && !find_place(pkt, svc_id, service, &p))
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (by_id)
+		find_by_id(ctx, pkt, &p);
+	if (found == KNOWN && p.certain && t.backend != p.named)
 		found = KNOWN_ENDED; /* its tuple is another connection's now */
 	if (found != KNOWN) {
 		if (pkt->key.proto == IPPROTO_TCP && !opens(pkt))
 			return verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW);
-		choose_new(pkt, p);
-		if (!p->cur)
+		choose_new(pkt, &p);
+		if (!p.cur)
 			return refuse(ctx, pkt);
 		if (found == KNOWN_ENDED)
 			nat_end(pkt, &t);
-		if (!create_flow(ctx, pkt, p, &t, &why))
+		if (!create_flow(ctx, pkt, &p, &t, &why))
 			return verdict(XDP_DROP, why);
 	}
 	count_backend(t.backend, pkt->len);
