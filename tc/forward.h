@@ -13,6 +13,8 @@
 /* What both entries say, this one and the other. */
 static __always_inline void keep_track(__u32 *track, __u32 *other, __u32 bits)
 {
+	if (DRY_RUN)
+		return;
 	__sync_fetch_and_or(track, bits);
 	if (other)
 		__sync_fetch_and_or(other, bits);
@@ -31,6 +33,8 @@ static __noinline void track_forward(struct nat_fwd_val *fwd, const struct flow_
 /* The client's half of what XDP knows of a flow, too: it may go on with it. */
 static __always_inline void note_state(struct nat_fwd_val *fwd, const struct packet *pkt)
 {
+	if (DRY_RUN)
+		return;
 	if (closes(pkt)) {
 		fwd->state = FLOW_CLOSING;
 		fwd->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_CLIENT;
@@ -52,7 +56,7 @@ static __always_inline bool go_on(struct nat_fwd_val *fwd, const struct packet *
 		track_forward(fwd, to, next, s);
 	note_state(fwd, pkt);
 	now = now_ns();
-	if ((__s64)(now - fwd->seen_ns) > (__s64)TOUCH_NS)
+	if (!DRY_RUN && (__s64)(now - fwd->seen_ns) > (__s64)TOUCH_NS)
 		WRITE_ONCE(fwd->seen_ns, now);
 	return true;
 }
@@ -148,6 +152,7 @@ static __noinline bool create_flow(struct __sk_buff *ctx, const struct packet *p
 		return false;
 	if (!claim_tuple(pkt, t, s, local && !hairpin, why))
 		return false;
+	step(STEP_NAT_NEW, bpf_ntohs(t->to.sport), t->backend);
 	err = complete_pair(pkt, t, s);
 	*why = REASON_DROP_NAT_TABLE_FULL;
 	return !err || (err == -EEXIST && nat_adopt(pkt, t));
@@ -166,6 +171,7 @@ static __always_inline struct verdict forward(struct __sk_buff *ctx, const struc
 	struct verdict v;
 	enum reason why;
 
+	step(STEP_NAT_FLOW, found, found == KNOWN_NOT ? 0 : t.backend);
 	if (found == KNOWN_REFUSED)
 		return verdict(XDP_DROP, REASON_DROP_NAT_INVALID);
 	if ((by_id || found != KNOWN) && !find_place(pkt, svc_id, service, &p))

@@ -120,6 +120,11 @@ static __always_inline struct verdict send_to_backend(struct __sk_buff *ctx,
 	struct nexthop_val *nh = bpf_map_lookup_elem(&nexthops, &index);
 	__u64 word = nh ? READ_ONCE(*(__u64 *)nh) : 0; /* MAC and MTU. Little-endian. */
 
+	step(STEP_BACKEND, id, b ? b->flags : 0);
+	if (nh) {
+		step(STEP_HOP, nh->ifindex, word >> 48 | (__u64)nh->tags << 32);
+		step(STEP_HOP_MAC, 0, word << 16 >> 16);
+	}
 	if (crosses(pkt, to)) /* a flow that XDP made, before */
 		return verdict(XDP_DROP, REASON_DROP_NAT46_NOT_XDP);
 	if (!nh || !nh->ifindex || (!(word << 16) && nh->tags))

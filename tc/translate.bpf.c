@@ -50,6 +50,7 @@ static __always_inline struct verdict balance(struct __sk_buff *ctx, struct pack
 
 	if (!service || service->mode == MODE_NONE)
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	step(STEP_SERVICE, service->mode, service->flags);
 	if (service->mode != MODE_LOCAL && service->mode != MODE_NAT)
 		return not_ours();
 	s->mode = service->mode;
@@ -77,6 +78,7 @@ static __always_inline struct verdict decide_ingress(struct __sk_buff *ctx, stru
 
 	if (!parse_headers(ctx, pkt, &why))
 		return decide_related(ctx, pkt, why);
+	step(STEP_PORT, is_served(&pkt->key), 0);
 	if (!is_served(&pkt->key))
 		return not_ours();
 	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
@@ -121,8 +123,10 @@ static __always_inline bool sent_by_us(struct __sk_buff *ctx)
 static __always_inline int leave_tc(struct __sk_buff *ctx, const struct packet *pkt,
 				    struct verdict v)
 {
-	if (v.reason == REASON_PASS_NOT_OURS)
+	if (v.reason == REASON_PASS_NOT_OURS) {
+		step(STEP_VERDICT, v.action, v.reason);
 		return TC_ACT_UNSPEC;
+	}
 	if (pkt->first && sent_on(v.reason))
 		remember_first(pkt, v.svc, v.backend);
 	switch (leave(ctx, v, pkt->len)) {
@@ -153,7 +157,7 @@ int shunt_ingress(struct __sk_buff *ctx)
 
 	sent_by_us(ctx); /* it may have been another namespace's */
 	if (!s || !is_eligible(ctx))
-		return TC_ACT_UNSPEC;
+		return leave_tc(ctx, &pkt, not_ours());
 	pull_headers(ctx);
 	return leave_tc(ctx, &pkt, decide_ingress(ctx, &pkt, s));
 }
@@ -165,7 +169,7 @@ int shunt_egress(struct __sk_buff *ctx)
 	struct nat_scratch *s = own_scratch();
 
 	if (sent_by_us(ctx) || !s || !is_eligible(ctx))
-		return TC_ACT_UNSPEC;
+		return leave_tc(ctx, &pkt, not_ours());
 	pull_headers(ctx);
 	return leave_tc(ctx, &pkt, decide_egress(ctx, &pkt, s));
 }

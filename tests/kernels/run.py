@@ -33,7 +33,7 @@ PACKETS, NETNS = "tests/packets/test_", "tests/netns/test_"
 LEFT_OUT = (
     *(
         f"--ignore={PACKETS}{what}.py"
-        for what in ("dry", "floods", "fuzz", "prefixes", "tc_floods")
+        for what in ("dry", "dry_tc", "floods", "fuzz", "prefixes", "tc_floods")
     ),
     *(
         f"--deselect={PACKETS}{what}"
