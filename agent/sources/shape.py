@@ -63,7 +63,7 @@ PoolNetworks = (
 )
 BackendAddress = Annotated[str, _text("an IPv4 or IPv6 address", "10.0.0.1")]
 PortNumber = Annotated[int, Meta(ge=1, le=65535, examples=[80])]
-PortText = Annotated[str, _text("PORT, PORT/tcp, PORT/udp or any", "53/udp")]
+PortText = Annotated[str, _text("PORT, PORT/tcp, PORT/udp, PORT/sctp or any", "53/udp")]
 BackendText = Annotated[str, _text("ADDRESS, ADDRESS:PORT or [IPV6]:PORT", "10.0.0.1:8080")]
 DurationNumber = Annotated[float, Meta(description="seconds")]
 DurationText = Annotated[str, _text("seconds, or a number with ms, s, m, h or d", "500ms")]
@@ -243,7 +243,7 @@ class Sources(Shape, frozen=True):
 
 
 class Rate(Shape, frozen=True):
-    """How many new TCP connections a client network may open."""
+    """How many new TCP connections and SCTP associations a client network may open."""
 
     connections: Annotated[float, Meta(gt=0, le=1e6, description="a number a second")] | UnsetType
     burst: Annotated[int, Meta(ge=1, le=2**20)] | UnsetType = UNSET
