@@ -23,7 +23,7 @@ from shunt.xdp.attach import PROGRAM
 
 # What a client on the Internet sends at most.
 CLIENT_PACKET_MAX = 1500
-WANTED_BY_FEW = frozenset({"hook_compiler", "vlan", "bonding"})
+WANTED_BY_FEW = frozenset({"hook_compiler", "vlan", "bonding", "sctp"})
 
 
 class Level(StrEnum):
