@@ -131,8 +131,8 @@ class Sizes(Shape, frozen=True):
     sources: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.sources
     rates: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.rates
     server_ids: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.server_ids
-    flows: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.flows
-    nat: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.nat
+    flows: Annotated[int, Meta(ge=16, le=2**28)] | UnsetType = UNSET
+    nat: Annotated[int, Meta(ge=16, le=2**28)] | UnsetType = UNSET
 
 
 class Metrics(Shape, frozen=True):
