@@ -29,7 +29,7 @@ REASONS: Mapping[str, str] = {
     "PASS_TO_FRAGMENT": "wrapped, and passed to the host's own stack, which fragments it on its"
     " way to {backend}",
     "PASS_TO_TC": "passed to the host's own stack, where TC translates it: service {service} is of"
-    " mode local",
+    " mode local, or of SCTP",
     "SENT_TO_BACKEND": "sent to backend {backend} of service {service}",
     "SENT_TO_CLIENT": "sent to the client: a reply, translated back",
     "SENT_MASQUERADED": "sent out of the node, with an address of its own",
