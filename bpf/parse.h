@@ -141,6 +141,7 @@ __noinline int skip_extensions(struct CONTEXT *ctx, struct packet *pkt, __u32 ne
 			__be16 where = *(__be16 *)(ext + 2);
 
 			pkt->fragment_id = *(__be32 *)(ext + 4);
+			pkt->key.proto = ext[0]; /* all that a later one says of it */
 			if (where & bpf_htons(IPV6_OFFSET))
 				return NEXTHDR_FRAGMENT;
 			pkt->first = where & bpf_htons(IPV6_MF) ? 1 : 0;

@@ -122,8 +122,8 @@ static __always_inline bool may_not_leave(struct __sk_buff *ctx, const struct pa
 {
 	struct masq_key device = {.ifindex = ctx->ifindex};
 
-	return config.masquerade && bpf_map_lookup_elem(&masq, &device) &&
-	       kinds_of(pkt->key.saddr) & MASQ_NET_SOURCE &&
+	return config.masquerade && has_ports(pkt->key.proto) &&
+	       bpf_map_lookup_elem(&masq, &device) && kinds_of(pkt->key.saddr) & MASQ_NET_SOURCE &&
 	       !(kinds_of(pkt->key.daddr) & MASQ_NET_NOT_TO);
 }
 

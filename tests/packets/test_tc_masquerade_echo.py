@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scapy.layers.inet import ICMP
-from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
@@ -235,6 +235,12 @@ def test_a_fragment_without_its_first_does_not_leave(tc: Masquerader, family: in
     late = tc.leave(rest[1])
     expect(late, SHOT, "DROP_NAT_FRAGMENT")
     assert late.events == {Event.FRAGMENT_LATE: 1}
+    # Other protocols are not masqueraded, so their fragments leave as the first has.
+    if family == 4:
+        other = ip(POD[4], WORLD[4], flags="", frag=9, proto=47)
+    else:
+        other = ip(POD[6], WORLD[6]) / IPv6ExtHdrFragment(id=7, nh=47, offset=9)
+    assert tc.leave(ether(other / Raw(bytes(64)))).said == (NEXT, {})
     for src, dst in ((POD[family], NEAR[family]), (OWN[family], WORLD[family])):
         other = fragments_of(either(UDP, src, dst, payload=bytes(4000)))[1]
         assert tc.leave(other).said == (NEXT, {})
