@@ -23,7 +23,7 @@ from shunt.lab.napi import attach_pass
 from shunt.lab.netns import Namespace, offloads
 from tests.netns.reasons import packets
 from tests.netns.shunt_host import Host
-from tests.netns.test_tc_datapath import CLIENT_ADDR, FAMILIES, POD_ADDR, a_node
+from tests.netns.test_tc_datapath import CLIENT_ADDR, FAMILIES, NODE_ADDR, POD_ADDR, a_node
 
 IPPROTO_SCTP, PORT = 132, 3868
 VIPS: dict[str, dict[int, str]] = {
@@ -89,6 +89,7 @@ def node() -> Iterator[Host]:
         host.outside.ip(
             *(f"addr add {OTHER[ip]}/{32 if ip == 4 else 128} dev eth0" for ip in OTHER)
         )
+        host.outside.ip(*(f"route add {POD_ADDR[ip]} via {NODE_ADDR[ip]}" for ip in (4, 6)))
         for mode, vips in VIPS.items():
             for ip in (4, 6):
                 document = {"name": f"{mode}-{ip}", "vip": vips[ip], "ports": [f"{PORT}/sctp"]}
