@@ -13,11 +13,13 @@ from shunt.agent.api_types import Answer, Error
 class Explain(Answer):
     """Frames as they would come in, each from its Ethernet header on, in base64.
 
-    `interface`: where; the first of the configured ones if it is left away.
+    `interface`: where; the first of the configured ones if it is left away. `leaving`: as they
+    would go out there instead, which TC sees.
     """
 
     frames: Annotated[list[str], Meta(min_length=1, max_length=1000)]
     interface: str | UnsetType = UNSET
+    leaving: bool = False
 
 
 class Step(Answer):

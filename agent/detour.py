@@ -14,6 +14,7 @@ from shunt.agent.nexthops import NextHop, NextHops
 from shunt.agent.probes.attempt import Target, Way
 from shunt.agent.probes.sockets import own_address
 from shunt.agent.tables import Tables
+from shunt.agent.troubles import Troubles
 from shunt.kern.netlink import InterfaceAddress, Netlink
 from shunt.lb.compile import target_name
 from shunt.lb.errors import ShuntError
@@ -35,7 +36,7 @@ class Detour:
     What keeps checks from being made stands in `troubles`, which belongs to whoever shows it.
     """
 
-    def __init__(self, tables: Tables, nexthops: NextHops, troubles: dict[str, ShuntError]) -> None:
+    def __init__(self, tables: Tables, nexthops: NextHops, troubles: Troubles) -> None:
         self.tables, self.nexthops, self.troubles = tables, nexthops, troubles
         self._path: CheckPath | None = None
         self._settings: Settings | None = None
@@ -47,9 +48,7 @@ class Detour:
         without."""
         settings = configuration.settings
         wanted = {s.name for s in configuration.services if s.health and s.health.via == "vip"}
-        for what in [w for w in self.troubles if w.startswith("check ")]:
-            if what.removeprefix("check ") not in wanted:
-                del self.troubles[what]
+        self.troubles.forget_others("check", wanted)
         if bool(wanted) == (self._path is not None) and settings == self._settings:
             return
         self.close()
@@ -59,7 +58,7 @@ class Detour:
         try:
             self._path = CheckPath(self.tables.maps, settings)
         except (ShuntError, OSError) as e:
-            self._tell(
+            self.troubles.tell(
                 "checks",
                 ShuntError(
                     "no check by way of a VIP can be made",
@@ -70,7 +69,7 @@ class Detour:
 
     def close(self) -> None:
         """Take the way away."""
-        self.troubles.pop("checks", None)
+        self.troubles.tell("checks", None)
         if self._path is not None:
             path, self._path = self._path, None
             try:
@@ -96,7 +95,7 @@ class Detour:
                 return NO_SOURCE
             way = Way(self._settings.check_mark << BACKEND_BITS | backend, source)
             found.append(replace(target, address=vip, vips=(), way=way))
-        self.troubles.pop(f"check {key[0]}", None)
+        self.troubles.tell(f"check {key[0]}", None)
         return found
 
     def _backend(self, key: Key) -> int:
@@ -132,7 +131,7 @@ class Detour:
         return None
 
     def _refuse_local(self, service: str, vip: IPAddress) -> None:
-        self._tell(
+        self.troubles.tell(
             f"check {service}",
             ShuntError(
                 f"service {service} is not checked: its VIP {vip} is an address of this host",
@@ -141,8 +140,3 @@ class Detour:
                 " via: backend",
             ),
         )
-
-    def _tell(self, what: str, error: ShuntError) -> None:
-        if str(self.troubles.get(what)) != str(error):
-            log.warning("%s", error)
-        self.troubles[what] = error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from shunt.agent.facts import BalancerFacts, DeviceFacts
-from shunt.agent.nat_ports import overlap
+from shunt.agent.nat_ports import overlap, wanted
 from shunt.agent.nexthops import NextHop
 from shunt.agent.reach import unfit
 from shunt.kern.netdev import XDP_ACT_BASIC, XDP_ACT_NDO_XMIT, Device
@@ -290,12 +290,11 @@ def _tables(facts: BalancerFacts, configuration: Configuration) -> Finding:
 
 
 def _ports(facts: BalancerFacts, configuration: Configuration) -> Iterator[Finding]:
-    uses_nat = any(service.mode is Mode.NAT for service in configuration.services)
-    if not uses_nat and configuration.settings.masquerade is None:
+    if not (nats := wanted(configuration)):
         return
-    low, high = configuration.settings.nat_port_min, configuration.settings.nat_port_max
+    low, high = nats.start, nats.stop - 1
     ours = facts.local_ports
-    both = set(ours) & set(range(low, high + 1)) - facts.reserved_ports
+    both = set(ours) & set(nats) - facts.reserved_ports
     if both:
         yield Finding(
             Level.ERROR,
@@ -305,9 +304,7 @@ def _ports(facts: BalancerFacts, configuration: Configuration) -> Iterator[Findi
             " health check could meet a client's translated flow",
             f"sysctl -w net.ipv4.ip_local_reserved_ports={_reserve(facts, low, high)}",
         )
-    elif error := overlap(
-        configuration.settings, configuration.services, facts.addresses, facts.listeners
-    ):
+    elif error := overlap(configuration, facts.addresses, facts.listeners):
         yield Finding(Level.WARN, "nat ports", error.what, error.why, error.fix)
     else:
         yield Finding(Level.OK, "nat ports", f"{low}-{high} are nobody else's")

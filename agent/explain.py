@@ -7,6 +7,8 @@ import asyncio
 import base64
 import binascii
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -18,7 +20,9 @@ from shunt.agent.samples import describe
 from shunt.agent.service_views import Json
 from shunt.agent.step_views import Teller
 from shunt.agent.views import error
+from shunt.kern.tc import Direction
 from shunt.lb.errors import ShuntError
+from shunt.tc.translation import Translation
 from shunt.xdp import hooks
 from shunt.xdp.dry import DryRun
 from shunt.xdp.hook_source import Position
@@ -27,24 +31,58 @@ from shunt.xdp.hook_source import Position
 BATCH = 20
 
 
-class Explainer:
-    """The dry program, loaded when it is asked for first, and again for each new live one."""
+class _Twin:
+    """A dry program, loaded when it is asked for first, and again for each new live one."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    def __init__(self, config: Callable[[], Any], load: Callable[[], DryRun]) -> None:
+        """`config` is of the live program, another object with each load of it."""
+        self._config, self._load = config, load
         self._dry: DryRun | None = None
-        self._config: object = None  # of the program that it is the twin of
+        self._of: object = None
         self._loading = asyncio.Lock()
 
     def close(self) -> None:
-        """Unload it."""
         if self._dry is not None:
             self._dry.close()
             self._dry = None
 
+    async def ready(self) -> DryRun:
+        """Raises: ShuntError if the kernel refuses the program."""
+        async with self._loading:
+            while self._dry is None or self._of is not self._config():
+                self.close()
+                self._of = self._config()
+                # The verifier takes most of a second over it.
+                self._dry = await asyncio.to_thread(self._load)
+        return self._dry
+
+
+class Explainer:
+    """XDP's dry program, and TC's on the way in and out."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        # The node comes to have its programs later than this.
+        self._xdp = _Twin(lambda: node.datapath.config, self._load_xdp)
+        self._tc = {way: self._translation(way) for way in Direction}
+
+    def _load_xdp(self) -> DryRun:
+        return self.node.datapath.dry_run()
+
+    def _translation(self, way: Direction) -> _Twin:
+        def live() -> Translation:
+            return self.node.translating.translation
+
+        return _Twin(lambda: live().config, lambda: live().dry_run(way))
+
+    def close(self) -> None:
+        """Unload them."""
+        for twin in (self._xdp, *self._tc.values()):
+            twin.close()
+
     async def respond(self, request: web.Request) -> web.Response:
         """Explain each frame of the request."""
-        asked = await body(request, "frames", "interface")
+        asked = await body(request, "frames", "interface", "leaving")
         try:
             wanted = msgspec.convert(asked, Explain)
             frames = [base64.b64decode(frame, validate=True) for frame in wanted.frames]
@@ -56,12 +94,15 @@ class Explainer:
             )
             raise Refused(422, problem) from e
         interface, ifindex = self._interface(wanted.interface or None)
-        seen_by = [_unrun(*hook) for hook in hooks.in_force(self.node.datapath.bpffs)]
+        twins = self._twins(wanted.leaving)
+        seen_by = [] if wanted.leaving else self._hooks()
         packets = []
         for n, frame in enumerate(frames):
             if n % BATCH == 0:
                 await asyncio.sleep(0)
-            packets.append(self._explain(await self._ready(), frame, ifindex, seen_by))
+            found = await self._explain(twins, frame, ifindex)
+            found["steps"] = seen_by + found["steps"]
+            packets.append(found)
         return answer({"interface": interface, "packets": packets})
 
     def _interface(self, name: str | None) -> tuple[str, int]:
@@ -77,40 +118,59 @@ class Explainer:
             problem = ShuntError(f"interface {chosen} has gone", str(e), "see `ip link`")
             raise Refused(404, problem) from e
 
-    async def _ready(self) -> DryRun:
-        """Raises: ShuntError if the kernel refuses the program."""
-        datapath = self.node.datapath
-        async with self._loading:
-            while self._dry is None or self._config is not datapath.config:
-                self.close()
-                self._config = datapath.config
-                # The verifier takes most of a second over it.
-                self._dry = await asyncio.to_thread(datapath.dry_run)
-        return self._dry
+    def _twins(self, leaving: bool) -> list[_Twin]:
+        """The programs that see a packet, one after the other."""
+        assert self.node.configuration is not None
+        needed = self.node.translating.needed
+        if leaving:
+            if not needed:
+                why = "no service needs TC, and nobody is masqueraded: nothing sees what leaves"
+                raise Refused(409, ShuntError("TC's programs are not loaded", why, "ask without"))
+            return [self._tc[Direction.EGRESS]]
+        off = self.node.configuration.settings.xdp_mode == "off"
+        return [*([] if off else [self._xdp]), *([self._tc[Direction.INGRESS]] if needed else [])]
 
-    def _explain(self, dry: DryRun, frame: bytes, ifindex: int, before: list[Json]) -> Json:
-        try:
-            tried = dry.run(frame, ifindex)
-        except OSError as e:
-            problem = ShuntError(
-                f"a frame of {len(frame)} bytes cannot be tried",
-                f"{e.strerror}: the kernel tries what has an Ethernet header and fits its buffers",
-                "send whole frames, as they are on the wire",
-            )
-            return {
-                "packet": describe(frame),
-                "verdict": None,
-                "reason": None,
-                "service": "",
-                "backend": "",
-                "text": problem.what,
-                "out": None,
-                "steps": [],
-                "problem": error(problem),
-            }
-        found = Teller(self.node, frame, tried).explained()
-        found["steps"] = before + found["steps"]
+    def _hooks(self) -> list[Json]:
+        return [_unrun(*hook) for hook in hooks.in_force(self.node.datapath.bpffs)]
+
+    async def _explain(self, twins: list[_Twin], frame: bytes, ifindex: int) -> Json:
+        """By the last program that has something to say."""
+        found: Json = {}
+        for twin in twins:
+            dry = await twin.ready()
+            try:
+                tried = dry.run(frame, ifindex)
+            except OSError as e:
+                # TC never sees some that XDP does: what is shorter than its IP header.
+                return found or _untried(frame, e)
+            told = Teller(self.node, frame, tried).explained()
+            if not found:
+                found = told
+            elif told["reason"] != "PASS_NOT_OURS":
+                then = {"step": "program", "text": "TC, behind XDP", "facts": {}}
+                found = {**told, "steps": [*found["steps"], then, *told["steps"]]}
+            if found["verdict"] != "pass":
+                break
         return found
+
+
+def _untried(frame: bytes, e: OSError) -> Json:
+    problem = ShuntError(
+        f"a frame of {len(frame)} bytes cannot be tried",
+        f"{e.strerror}: the kernel tries what has an Ethernet header and fits its buffers",
+        "send whole frames, as they are on the wire",
+    )
+    return {
+        "packet": describe(frame),
+        "verdict": None,
+        "reason": None,
+        "service": "",
+        "backend": "",
+        "text": problem.what,
+        "out": None,
+        "steps": [],
+        "problem": error(problem),
+    }
 
 
 def _unrun(name: str, position: Position) -> Json:

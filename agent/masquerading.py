@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from shunt.agent.troubles import Troubles
 from shunt.ipam.masquerade import SOURCE, kinds, source_of
 from shunt.kern.maps import Map
 from shunt.kern.netlink import InterfaceAddress
@@ -18,7 +19,7 @@ from shunt.lb.model import IPNetwork, Masquerade
 class Masquerading:
     """The maps, brought to what is wanted. `troubles` belongs to whoever shows it."""
 
-    def __init__(self, maps: Mapping[str, Map], troubles: dict[str, ShuntError]) -> None:
+    def __init__(self, maps: Mapping[str, Map], troubles: Troubles) -> None:
         self._devices, self._nets = maps["masq"], maps["masq_nets"]
         self._troubles = troubles
 
@@ -47,7 +48,8 @@ class Masquerading:
                 if address is not None:
                     value[f"saddr{ip}"] = np.frombuffer(mapped(address), np.uint8)
             self._devices.update(key[0], value[0])
-        self._tell(wanted, ifindexes, own)
+        lacking = _lacking(wanted, ifindexes, own) if wanted else None
+        self._troubles.tell("masquerade", lacking)
 
     def _write_nets(self, nets: Mapping[IPNetwork, int]) -> None:
         new = self._nets.new_keys(len(nets))
@@ -63,23 +65,21 @@ class Masquerading:
             if key.tobytes() not in kept:
                 self._nets.delete(key)
 
-    def _tell(
-        self,
-        wanted: Masquerade | None,
-        ifindexes: Mapping[str, int],
-        own: Mapping[int, Mapping[int, object]],
-    ) -> None:
-        self._troubles.pop("masquerade", None)
-        if wanted is None:
-            return
-        # A node of one family has no use for the other's.
-        families = {network.version for network in wanted.sources}
-        for name in wanted.interfaces:
-            found = own.get(ifindexes.get(name, 0), {})
-            lacking = [f"IPv{ip}" for ip in families if not found.get(ip)]
-            if lacking or not any(found.values()):
-                self._troubles["masquerade"] = ShuntError(
-                    f"{name} has no {' and no '.join(sorted(lacking)) or 'IP'} address",
-                    "new connections that leave by it are refused: nothing could be masqueraded",
-                    f"give it an address (`ip addr add ... dev {name}`)",
-                )
+
+def _lacking(
+    wanted: Masquerade, ifindexes: Mapping[str, int], own: Mapping[int, Mapping[int, object]]
+) -> ShuntError | None:
+    """The last interface that has no address to masquerade with."""
+    found: ShuntError | None = None
+    # A node of one family has no use for the other's.
+    families = {network.version for network in wanted.sources}
+    for name in wanted.interfaces:
+        has = own.get(ifindexes.get(name, 0), {})
+        lacking = [f"IPv{ip}" for ip in families if not has.get(ip)]
+        if lacking or not any(has.values()):
+            found = ShuntError(
+                f"{name} has no {' and no '.join(sorted(lacking)) or 'IP'} address",
+                "new connections that leave by it are refused: nothing could be masqueraded",
+                f"give it an address (`ip addr add ... dev {name}`)",
+            )
+    return found

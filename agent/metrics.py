@@ -79,7 +79,7 @@ class Endpoint:
         if where == self._where:
             return
         await self.close()
-        self.node.observing.troubles.pop("metrics", None)
+        self.node.observing.troubles.tell("metrics", None)
         if where is None:
             return
         app = web.Application()
@@ -103,8 +103,7 @@ class Endpoint:
             e.strerror or str(e),
             f"see who has it: ss -ltnp sport = :{where[1]}; then shunt config reload",
         )
-        self.node.observing.troubles["metrics"] = error
-        log.error("%s", error)
+        self.node.observing.troubles.tell("metrics", error)
 
     async def _scrape(self, request: web.Request) -> web.StreamResponse:
         if self._scrapes.locked():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,7 @@ from shunt.lb.model import (
     ANY_PORT,
     Configuration,
     IPAddress,
-    Mode,
     Protocol,
-    Service,
-    Settings,
 )
 
 _ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -156,20 +153,22 @@ def listeners(proc: Path = Path("/proc/thread-self/net")) -> frozenset[tuple[Pro
     return frozenset(found)
 
 
+def wanted(configuration: Configuration) -> range:
+    """Which of this host's ports replies come back to; none if nothing needs them."""
+    settings = configuration.settings
+    if not settings.masquerade and not any(s.mode.translates for s in configuration.services):
+        return range(0)
+    return range(settings.nat_port_min, settings.nat_port_max + 1)
+
+
 def overlap(
-    settings: Settings,
-    services: Iterable[Service],
-    addresses: Set[IPAddress],
-    listening: Set[tuple[Protocol, int]],
+    configuration: Configuration, addresses: Set[IPAddress], listening: Set[tuple[Protocol, int]]
 ) -> ShuntError | None:
     """Whether nat's ports are also a frontend's on this host's own addresses, or a listener's."""
-    ports = range(settings.nat_port_min, settings.nat_port_max + 1)
-    services = list(services)
-    if not any(service.mode is Mode.NAT for service in services):
-        return None
+    ports = wanted(configuration)
     both = sorted(
         f"frontend {frontend} of {service.name}"
-        for service in services
+        for service in configuration.services
         for frontend in service.frontends()
         if frontend.vip in addresses and frontend.port != ANY_PORT and frontend.port in ports
     )
@@ -190,9 +189,11 @@ def overlap(
 
 def overlap_here(configuration: Configuration) -> ShuntError | None:
     """The same of this host as it is now. Raises: OSError."""
+    if not wanted(configuration):
+        return None
     with Netlink() as netlink:
         addresses = {found.address for found in netlink.addresses()}
-    return overlap(configuration.settings, configuration.services, addresses, listeners())
+    return overlap(configuration, addresses, listeners())
 
 
 def _known_as(protocol: Protocol, port: int) -> str:

@@ -323,6 +323,8 @@ class NextHops:
         found: dict[IPAddress, NextHop | ShuntError] = {}
         # By the identity of an answer, which is held beside it: its own hash takes too long.
         behind: dict[int, tuple[Answer, NextHop, set[IPAddress]]] = {}
+        if self._refused:
+            self._refused.difference_update(addresses)
         for address, answer in self._routes.ask(addresses):
             if known := behind.get(id(answer)):
                 found[address] = known[1]
@@ -338,7 +340,6 @@ class NextHops:
     def _resolve_one(
         self, address: IPAddress, answer: Answer, links: Mapping[int, Link]
     ) -> NextHop | ShuntError:
-        self._refused.discard(address)
         try:
             link = links.get(answer.ifindex) if answer.ordinary else None
             # What is not a plain route is asked for again, in the form that says why not.

@@ -28,7 +28,7 @@ from shunt.agent.plan import Planner
 from shunt.agent.reach import PARTICULAR, unfit
 from shunt.agent.scan import Scanner
 from shunt.agent.tables import Tables
-from shunt.agent.translating import Translating, nat_ports
+from shunt.agent.translating import Translating
 from shunt.agent.upkeep import Upkeep
 from shunt.agent.wiring import Wiring
 from shunt.agent.wishes import Counts, Wish
@@ -169,19 +169,18 @@ class Node:
         self._unsure = False
         self.upkeep.detour.follow(configuration)
         self.translating.settle(configuration)
-        uses_ports = len(nat_ports(configuration)) > 0
-        self.observing.tell("nat ports", overlap_here(configuration) if uses_ports else None)
+        self.observing.troubles.tell("nat ports", overlap_here(configuration))
         if changed:
             self._attach(settings)
 
     def _attach(self, settings: Settings) -> None:
         self.datapath.attach(settings.interfaces, settings.xdp_mode)
-        self.observing.troubles.pop("sockets", None)
+        refused: ShuntError | None = None
         try:
             self.sockets.follow(settings, self.datapath.maps)
         except ShuntError as e:  # packets are balanced all the same
-            self.observing.troubles["sockets"] = e
-            log.warning("%s", e)
+            refused = e
+        self.observing.troubles.tell("sockets", refused)
 
     def _is_fresh(self) -> bool:
         """Whether the maps are as they were made: there is nothing to compare with."""

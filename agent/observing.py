@@ -9,6 +9,7 @@ import os
 
 from prometheus_client import Histogram, disable_created_metrics
 
+from shunt.agent.troubles import Troubles
 from shunt.kern.objects import Program
 from shunt.kern.programs import enable_statistics
 from shunt.lb.errors import ShuntError
@@ -35,18 +36,9 @@ class Observing:
             buckets=APPLY_BUCKETS,
             registry=None,
         )
-        self.troubles: dict[str, ShuntError] = {}  # what was asked for and could not be had
+        self.troubles = Troubles()
         self._trace: Trace | None = None
         self._statistics = -1
-
-    def tell(self, what: str, error: ShuntError | None) -> None:
-        """What is wrong now, or (None) no longer."""
-        if error is None:
-            self.troubles.pop(what, None)
-            return
-        if str(self.troubles.get(what)) != str(error):
-            log.warning("%s", error)
-        self.troubles[what] = error
 
     def start_tracing(self) -> None:
         """Count what is lost after the program; without the tracepoints nothing is."""
@@ -67,20 +59,20 @@ class Observing:
 
     def want_statistics(self, wanted: bool) -> None:
         """Have the kernel take the time of every run of a program, or no longer."""
-        self.troubles.pop("statistics", None)
+        refused: ShuntError | None = None
         if wanted and self._statistics < 0:
             try:
                 self._statistics = enable_statistics()
             except OSError as e:
-                self.troubles["statistics"] = ShuntError(
+                refused = ShuntError(
                     "the run time of programs cannot be measured",
                     f"the kernel refuses: {e.strerror or e}; it wants CAP_SYS_ADMIN",
                     "sysctl -w kernel.bpf_stats_enabled=1, and set metrics.program_times: off",
                 )
-                log.warning("%s", self.troubles["statistics"])
         elif not wanted and self._statistics >= 0:
             os.close(self._statistics)
             self._statistics = -1
+        self.troubles.tell("statistics", refused)
 
     def close(self) -> None:
         """Let go of everything."""

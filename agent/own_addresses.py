@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The addresses that this host has, kept current from netlink."""
+"""The addresses and the veth devices that this host has, kept current from netlink."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
 
+from shunt.agent.troubles import Troubles
 from shunt.ipam.node import resolve, trouble
-from shunt.kern.events import ADDRESSES, Events
+from shunt.kern.events import ADDRESSES, LINKS, Events
 from shunt.kern.netlink import Netlink
-from shunt.lb.errors import ShuntError
 from shunt.lb.model import IPAddress, Service
 
 # An interface that comes up gets its addresses one after the other; they are looked at together.
 COALESCE_S = 0.05
-_TROUBLE = "addresses of "
+_TROUBLE = "addresses of"
 
 
 class OwnAddresses:
@@ -22,15 +22,15 @@ class OwnAddresses:
     after `start`. What a service asks for and has not got stands in `troubles`, which belongs to
     whoever shows it."""
 
-    def __init__(self, changed: Callable[[], None], troubles: dict[str, ShuntError]) -> None:
+    def __init__(self, changed: Callable[[], None], troubles: Troubles) -> None:
         self._changed, self.troubles = changed, troubles
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: asyncio.TimerHandle | None = None
         self._netlink = Netlink()
         try:
             # First listen, then look: nothing in between is missed.
-            self._events = Events(groups=ADDRESSES)
-            self.held = self._netlink.addresses()
+            self._events = Events(groups=(*ADDRESSES, *LINKS))
+            self._look()
         except OSError:
             self._netlink.close()
             raise
@@ -46,12 +46,10 @@ class OwnAddresses:
 
     def resolved(self, services: Iterable[Service]) -> dict[str, Service]:
         """The services, by name, with the addresses that they ask for."""
-        for what in [w for w in self.troubles if w.startswith(_TROUBLE)]:
-            del self.troubles[what]
         found = {service.name: service for service in resolve(services, self.current)}
+        self.troubles.forget_others(_TROUBLE, found)
         for name, service in found.items():
-            if error := trouble(service):
-                self.troubles[f"{_TROUBLE}{name}"] = error
+            self.troubles.tell(f"{_TROUBLE} {name}", trouble(service))
         return found
 
     def start(self) -> None:
@@ -74,6 +72,16 @@ class OwnAddresses:
 
     def _look_again(self) -> None:
         self._waiting = None
-        before, self.held = self.held, self._netlink.addresses()
-        if self.held != before:
+        before = self.held, self.veths
+        self._look()
+        if (self.held, self.veths) != before:
             self._changed()
+
+    def _look(self) -> None:
+        self.held = self._netlink.addresses()
+        # Those that lead into another namespace: ifindex here, and the other end's there.
+        self.veths = {
+            link.ifindex: link.lower
+            for link in self._netlink.links().values()
+            if link.kind == "veth" and link.lower_nsid is not None and link.up
+        }

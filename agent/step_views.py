@@ -17,7 +17,10 @@ from shunt.kern.flows import State, backends, seen_ns, states
 from shunt.lb import slots as slot
 from shunt.xdp.dry import Step, Tried
 
-ACTIONS = ("aborted", "drop", "pass", "tx", "redirect")
+ACTIONS = {0: "aborted", 1: "drop", 2: "pass", 3: "tx", 4: "redirect", 7: "redirect"}  # XDP's; TC's
+FOREIGN = 3  # KNOWN_REFUSED of tc/forward.h
+# Such a packet goes on into the stack, or out of it, and is another.
+CHANGED = ("PASS_TO_FRAGMENT", "SENT_TO_BACKEND", "SENT_TO_CLIENT", "SENT_MASQUERADED")
 _WRAPPED = ("4", "41")  # IP in IP, as samples.describe() has it
 
 # What a reason means for who asks why. {service}, {backend}: as far as they are known.
@@ -105,10 +108,10 @@ class Teller:
         reason = names(self.btf, "reason", "REASON_")(last.b & 0xFF).name
         service, backend = self._service(last.b >> 8 & 0xFFFFFF), self._backend(last.b >> 32)
         text = REASONS[reason].format(service=service or "?", backend=backend or "its backend")
-        verdict = ACTIONS[self.tried.verdict]
+        verdict = ACTIONS[last.a]
         steps = [told for step in self.tried.steps[:-1] if (told := self._tell(step))]
         out = None
-        if verdict in ("tx", "redirect") or reason == "PASS_TO_FRAGMENT":
+        if verdict in ("tx", "redirect") or reason in CHANGED:
             out = describe(self.tried.data)
             steps.append(self._rewrite(out))
         facts = {"verdict": verdict, "reason": reason}
@@ -259,13 +262,26 @@ class Teller:
         facts = {"found": found == 0, "backend": self._backend(backend)}
         if found == 0:
             return f"translated already, to {self._owner(backend)}", facts
+        if found == FOREIGN:
+            return f"translated to {self._owner(backend)}, and not of that connection", facts
         if backend:
             return f"its translation to {self._owner(backend)} has ended", facts
         return "not translated yet", facts
 
     def _on_nat_new(self, port: int, backend: int) -> Told:
-        text = f"it would be translated to {self._owner(backend)}, from this host's port {port}"
+        source = f"this host's port {port}"
+        if port == self.packet.get("source_port"):
+            source = "the client's own address and port"
+        text = f"it would be translated to {self._owner(backend)}, from {source}"
         return text, {"own_port": port, "backend": self._backend(backend)}
+
+    def _on_masquerade(self, port: int, found: int) -> Told:
+        facts = {"own_port": port, "found": found == 0}
+        if found == FOREIGN:
+            return f"masqueraded with port {port}, and not of that connection", facts
+        if found == 0:
+            return f"masqueraded already, with this host's port {port}", facts
+        return f"it would be masqueraded with this host's port {port}", facts
 
     def _on_fragment_first(self, _svc: int, _backend: int) -> Told:
         return "the other fragments of its datagram would follow it", {}

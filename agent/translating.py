@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from itertools import chain
 
 from shunt.agent.apply import sync_ports
+from shunt.agent.handover import Handover
 from shunt.agent.masquerading import Masquerading
+from shunt.agent.nat_ports import wanted
 from shunt.agent.own_addresses import OwnAddresses
 from shunt.agent.tables import Tables
 from shunt.lb.model import Configuration, Mode, Protocol
@@ -21,6 +23,7 @@ class Translating:
     def __init__(self, datapath: Datapath, tables: Tables, own: OwnAddresses) -> None:
         self.datapath, self.tables, self.own = datapath, tables, own
         self.masquerading = Masquerading(datapath.maps, own.troubles)
+        self.handover = Handover(datapath.maps, own.troubles)
         self.translation = Translation(datapath.bpffs)
         self.needed = False
 
@@ -41,14 +44,16 @@ class Translating:
             self.translation.attach(configuration.settings.interfaces)
 
     def follow(self, configuration: Configuration) -> None:
-        """The addresses of this host are others, perhaps, or the settings."""
+        """The addresses and devices of this host are others, perhaps, or the settings."""
         wanted = configuration.settings.masquerade
         self.masquerading.sync(wanted, self.own.ifindexes() if wanted else {}, self.own.held)
+        peers = self.needed and configuration.settings.handover == "peer"
+        self.handover.sync(self.own.veths if peers else {})
 
     def settle(self, configuration: Configuration) -> None:
         """After that: take away what no service needs any more."""
         self._replies(configuration)
-        sync_ports(self.tables, nat_ports(configuration))
+        sync_ports(self.tables, wanted(configuration))
         if not self.needed:
             self.translation.detach()
 
@@ -74,14 +79,6 @@ class Translating:
                     yield protocol, endpoint.port
                 else:
                     yield from ((protocol, frontend.port) for frontend in place.frontends)
-
-
-def nat_ports(configuration: Configuration) -> range:
-    """Which ports replies come for that are to be translated back."""
-    settings = configuration.settings
-    if not settings.masquerade and not any(s.mode.translates for s in configuration.services):
-        return range(0)
-    return range(settings.nat_port_min, settings.nat_port_max + 1)
 
 
 def needed(configuration: Configuration) -> bool:

@@ -10,6 +10,7 @@ from shunt.agent.checks import Checks, Key
 from shunt.agent.detour import Detour
 from shunt.agent.nexthops import NextHop, NextHops
 from shunt.agent.tables import Tables
+from shunt.agent.troubles import Troubles
 from shunt.agent.wiring import Wiring
 from shunt.agent.writes import ClearBackend
 from shunt.kern.carrier import Carrier
@@ -29,7 +30,7 @@ class Upkeep:
         checks: Checks,
         nexthops: NextHops,
         wiring: Wiring,
-        troubles: dict[str, ShuntError],
+        troubles: Troubles,
     ) -> None:
         self.tables, self.checks = tables, checks
         self.nexthops, self.wiring = nexthops, wiring

@@ -129,10 +129,10 @@ def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
     for interface in attached:
         if not interface["attached"] and interface["xdp"] != "off":
             found.append(f"interface {interface['name']}: the program is not attached")
-    if node.sockets.cgroup and not node.sockets.attached():
-        found.append(f"sockets: a program has been detached from {node.sockets.cgroup}")
         if node.translating.needed and interface["tc"] == "none":
             found.append(f"interface {interface['name']}: the TC programs are not attached")
+    if node.sockets.cgroup and not node.sockets.attached():
+        found.append(f"sockets: a program has been detached from {node.sockets.cgroup}")
     failing = {
         name.rpartition("/")[0]
         for name, target in node.want.items()

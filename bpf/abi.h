@@ -421,6 +421,15 @@ struct masq_net_val {	 /* map masq_nets, value */
 	__u32 kinds;	 /* enum masq_net */
 };
 
+/* A veth device whose other end is in another network namespace. */
+struct veth_key {	 /* map veths, key */
+	__u32 ifindex;
+};
+
+struct veth_val {	 /* map veths, value */
+	__u32 peer;	 /* the other end's ifindex there */
+};
+
 /* New flows for which no port towards the backend was free. */
 struct nat_refused_val { /* map nat_refused, by backend id; mmap-ed */
 	__u64 flows;
@@ -587,7 +596,8 @@ struct lb_config {
 	__u32 check_mark;	 /* as in struct check_config: TC leaves those packets alone */
 	__u8  test_clock;	 /* 1: time is `test_now_ns`, set by the test */
 	__u8  masquerade;	 /* 1: map masq may have devices */
-	__u8  pad[2];
+	__u8  handover_peer; /* 1: packets go to the other end of what is in map veths */
+	__u8  pad;
 	__u32 bond;		 /* ifindex of the bond that everything comes in by; 0 = none */
 	__u32 pad1;
 };

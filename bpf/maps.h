@@ -24,6 +24,7 @@ HASH_MAP(nat_rev, struct flow_key, struct nat_rev_val, 1024);
 ARRAY_MAP(nat_refused, struct nat_refused_val, 1024, BPF_F_MMAPABLE);
 HASH_MAP(server_ids, struct server_id_key, struct server_id_val, 1024);
 HASH_MAP(masq, struct masq_key, struct masq_val, 64);
+HASH_MAP(veths, struct veth_key, struct veth_val, 1024);
 HASH_MAP(echo, struct echo_key, struct echo_val, 1024);
 PERCPU_MAP(reasons, struct count, REASON_COUNT);
 PERCPU_MAP(events, struct event_count, EVENT_COUNT);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The way of one packet, step by step, for `shunt explain`. xdp/dry.bpf.c is the balancer compiled
- * with DRY_RUN: it notes each step, and writes to no map that anybody else uses. In the balancer
+ * with DRY_RUN, and tc/dry.bpf.c TC's programs: it notes each step, and writes to no map that anybody else uses. In the balancer
  * itself a step is nothing at all.
  */
 #ifndef SHUNT_STEP_H
@@ -29,8 +29,9 @@ enum step_kind {
 	STEP_CLIENT,	     /* the backend of the client; 1: it was remembered */
 	STEP_RESTART,	     /* the slot whose quiet window begins anew */
 	STEP_NAT_REPLY,	     /* whether a translation is known; its service */
-	STEP_NAT_FLOW,	     /* enum recalled; its backend */
+	STEP_NAT_FLOW,	     /* enum recalled, or known of tc/forward.h; its backend */
 	STEP_NAT_NEW,	     /* this host's port; the backend */
+	STEP_MASQUERADE,     /* this host's port; enum known of tc/forward.h */
 	STEP_FRAGMENT_FIRST, /* the others will follow it: the service; the backend */
 	STEP_FRAGMENT,	     /* it follows its first one: the service; the backend */
 	STEP_QUOTE,	     /* what an ICMP error quotes: the service; the backend */

@@ -36,6 +36,7 @@ def _flags(_ctx: click.Context, _param: click.Parameter, text: str) -> list[str]
 @click.option("--flags", default="syn", show_default=True, callback=_flags, help="Of TCP: syn,ack")
 @click.option("--payload", type=click.IntRange(0, 3000), default=0, help="So many bytes.")
 @click.option("--on", "interface", help="Where it comes in.  [default: the first configured]")
+@click.option("--leaving", is_flag=True, help="On its way out there instead, which TC sees.")
 @click.option("--pcap", type=click.Path(path_type=Path), help="Each packet of a capture instead.")
 @click.option("-v", "--verbose", is_flag=True, help="With --pcap: the steps too.")
 @click.pass_obj
@@ -47,6 +48,7 @@ def explain(
     flags: list[str],
     payload: int,
     interface: str | None,
+    leaving: bool,
     pcap: Path | None,
     verbose: bool,
 ) -> None:
@@ -56,39 +58,40 @@ def explain(
     each packet is explained as if it were the next to come. With --proto icmp, an echo request
     between addresses without ports; with --proto sctp an INIT, or DATA if there is a payload.
     """
+    where: Json = {"leaving": True} if leaving else {}
+    if interface is not None:
+        where["interface"] = interface
     if pcap is not None:
         if source or destination:
             raise click.UsageError("--pcap stands alone: its packets say from and to")
-        _print_capture(options, _asked(options, captured(pcap), interface), verbose)
+        _print_capture(options, _asked(options, captured(pcap), where), verbose)
         return
     if source is None or destination is None:
         raise click.UsageError("give --from and --to, or --pcap")
     ends = [address_port(text, proto != "icmp") for text in (source, destination)]
     frame = make(ends[0], ends[1], proto, flags, payload)
-    (found,) = _asked(options, [frame], interface)
+    (found,) = _asked(options, [frame], where)
     if options.json:
         render.print_json(found)
         return
-    print(f"{packet(found)}, in by {found['interface']}")
+    print(f"{packet(found)}, {'out' if leaving else 'in'} by {found['interface']}")
     _print_steps(found)
 
 
-def _asked(options: Options, frames: Iterable[bytes], interface: str | None) -> Iterator[Json]:
-    """What shuntd says of each, with the interface it came in by."""
+def _asked(options: Options, frames: Iterable[bytes], where: Json) -> Iterator[Json]:
+    """What shuntd says of each, with the interface that it is on."""
     batch: list[bytes] = []
     for frame in frames:
         if batch and (len(batch) == BATCH or sum(map(len, (*batch, frame))) > BATCH_BYTES):
-            yield from _explained(options, batch, interface)
+            yield from _explained(options, batch, where)
             batch = []
         batch.append(frame)
     if batch:
-        yield from _explained(options, batch, interface)
+        yield from _explained(options, batch, where)
 
 
-def _explained(options: Options, frames: list[bytes], interface: str | None) -> Iterator[Json]:
-    body: Json = {"frames": [base64.b64encode(frame).decode() for frame in frames]}
-    if interface is not None:
-        body["interface"] = interface
+def _explained(options: Options, frames: list[bytes], where: Json) -> Iterator[Json]:
+    body: Json = {"frames": [base64.b64encode(frame).decode() for frame in frames], **where}
     found = options.client.post("explain", body=body)
     for each in found["packets"]:
         yield {"interface": found["interface"], **each}

@@ -31,6 +31,7 @@ _GROUPS = {
 }
 RTM_NEWNEXTHOP, RTM_DELNEXTHOP = 104, 105
 ADDRESSES = ("IPV4_IFADDR", "IPV6_IFADDR")
+LINKS = ("LINK",)
 # Room for a burst; what does not fit becomes a Resync.
 _BUFFER_BYTES = 1 << 20
 _RECEIVE_BYTES = 1 << 16

@@ -84,13 +84,14 @@ class RanTc(Ran):
     mark: int
 
 
-def run_tc(prog_fd: int, packet: bytes, mark: int = 0) -> RanTc:
-    """Run a packet with a mark through a TC program.
+def run_tc(prog_fd: int, packet: bytes, mark: int = 0, ifindex: int = 0) -> RanTc:
+    """Run a packet with a mark through a TC program, on an interface (the loopback if 0).
 
     Raises: OSError.
     """
     out = c.create_string_buffer(len(packet) + 512)
-    before = struct.pack("=3I", 0, 0, mark)  # struct __sk_buff: len, type, mark, ...
+    # struct __sk_buff: len, type, mark, six others, ingress_ifindex, ifindex
+    before = struct.pack("=11I", 0, 0, mark, *[0] * 7, ifindex)
     after = c.create_string_buffer(256)
     opts = _options(packet, out)
     opts.ctx_in, opts.ctx_size_in = c.cast(c.c_char_p(before), c.c_void_p), len(before)

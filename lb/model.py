@@ -228,6 +228,7 @@ class Settings:
     nat_port_min: int = 10000
     nat_port_max: int = 29999
     masquerade: Masquerade | None = None
+    handover: Literal["device", "peer"] = "device"  # to what is behind a veth device, by TC
     limits: Limits = Limits()
     echo: bool = True  # what holds for services that do not say
     # Whose connections to VIPs are translated at the socket: this network namespace's, or all's.

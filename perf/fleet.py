@@ -63,9 +63,11 @@ class Fleet:
         backends: int,
         *,
         by_tc: bool = False,  # mode local, without XDP
+        by_peers: bool = False,  # mode nat, without XDP, straight to the other ends of veth devices
     ) -> None:
         self.here, self.directory = here, directory
-        self.services, self.backends, self.by_tc = services, backends, by_tc
+        self.services, self.backends = services, backends
+        self.by_tc, self.by_peers = by_tc or by_peers, by_peers
         self.bpffs = BPFFS / here.name
         self.folder = directory / "services.d"
         self.folder.mkdir()
@@ -87,7 +89,8 @@ class Fleet:
         # What netfilter's tracker has room for by default.
         rest = f"nat: {2**18 if self.by_tc else 1024}, sources: 1024, rates: 1024"
         xdp = "xdp: off\n" if self.by_tc else ""
-        return f"interfaces: [eth0]\n{xdp}limits: {{{limits}, {rest}}}\n"
+        interfaces = "[eth0, eth1]\nhandover: peer" if self.by_peers else "[eth0]"
+        return f"interfaces: {interfaces}\n{xdp}limits: {{{limits}, {rest}}}\n"
 
     def write(self, first: int, weights: dict[int, int] | None = None) -> None:
         """A file of A_FILE services from the one of this number; it appears in one piece.
@@ -101,7 +104,7 @@ class Fleet:
                 f"  vip: {VIPS + n}",
                 "  ports: [80]",
                 "  health: none",
-                *(["  mode: local"] if self.by_tc else []),
+                *([f"  mode: {'nat' if self.by_peers else 'local'}"] if self.by_tc else []),
                 "  backends:",
             ]
             for b in range(self.backends):

@@ -30,7 +30,7 @@ from shunt.lab.netns import Namespace, Process, cable
 from shunt.lb.errors import ShuntError
 
 CONNECTIONS = Path(__file__).parent.parent / "build/connections"
-KINDS = ("direct", "tc", "nftables", "iptables")
+KINDS = ("direct", "tc", "tc-peer", "nftables", "iptables")
 BACKENDS, PORT = 2, 80
 PATIENCE_S = 300.0
 
@@ -55,7 +55,7 @@ class Way:
         self._stack = contextlib.ExitStack()
         try:
             self._connect()
-            if kind == "tc":
+            if kind.startswith("tc"):
                 self._start_shuntd()
             elif kind != "direct":
                 self._load_rules()
@@ -90,9 +90,11 @@ class Way:
         self.node.sysctl({"ipv4.ip_forward": 1})
 
     def _start_shuntd(self) -> None:
-        fleet = Fleet(self.node, self.directory, self.services, BACKENDS, by_tc=True)
+        peer = self.kind == "tc-peer"
+        here = self.node, self.directory, self.services, BACKENDS
+        fleet = Fleet(*here, by_tc=not peer, by_peers=peer)
         self.shuntd = self._stack.enter_context(fleet.running())
-        (interface,) = self.shuntd.status()["interfaces"]
+        interface = self.shuntd.status()["interfaces"][-1]
         if interface["tc"] == "none":
             raise ShuntError("TC programs are not attached", str(interface), "see its log")
 
@@ -123,8 +125,9 @@ class Way:
         if self.kind == "direct":
             first, addresses = FIRST, self.services * BACKENDS
         where = [str(self.server.path), str(PORT), f"::ffff:{first}", str(PORT), str(addresses)]
+        nat = ["nat"] if self.kind == "tc-peer" else []
         done = subprocess.run(
-            [*self.client.enter, str(CONNECTIONS), *where, str(count)],
+            [*self.client.enter, str(CONNECTIONS), *where, str(count), *nat],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -21,6 +21,23 @@ static __always_inline void pull(struct __sk_buff *ctx, __u32 bytes)
 		bpf_skb_pull_data(ctx, want);
 }
 
+/* TCP's data is not looked at, and often lies apart: to have it beside the headers would copy all of them. */
+static __always_inline void pull_headers(struct __sk_buff *ctx)
+{
+	struct iphdr *ip = at(ctx, ETH_HLEN);
+	struct ipv6hdr *ip6 = (void *)ip;
+	__u32 bytes = HEADER_BYTES;
+
+	if ((void *)(ip6 + 1) <= end(ctx)) {
+		if (ctx->protocol == bpf_htons(ETH_P_IP) && ip->ihl == 5 &&
+		    ip->protocol == IPPROTO_TCP)
+			bytes = ETH_HLEN + sizeof(*ip) + sizeof(struct tcphdr);
+		else if (ctx->protocol == bpf_htons(ETH_P_IPV6) && ip6->nexthdr == IPPROTO_TCP)
+			bytes = ETH_HLEN + sizeof(*ip6) + sizeof(struct tcphdr);
+	}
+	pull(ctx, bytes);
+}
+
 static __noinline bool change_checksum(struct __sk_buff *ctx, const struct packet *pkt,
 				       const struct flow_key *to, __u64 addresses)
 {

@@ -5,12 +5,16 @@
 
 #include "flow.h"
 #include "nat_pair.h"
+#include "quic.h"
+#include "select.h"
 #include "send_on.h"
 #include "track.h"
 
 /* What both entries say, this one and the other. */
 static __always_inline void keep_track(__u32 *track, __u32 *other, __u32 bits)
 {
+	if (DRY_RUN)
+		return;
 	__sync_fetch_and_or(track, bits);
 	if (other)
 		__sync_fetch_and_or(other, bits);
@@ -29,6 +33,8 @@ static __noinline void track_forward(struct nat_fwd_val *fwd, const struct flow_
 /* The client's half of what XDP knows of a flow, too: it may go on with it. */
 static __always_inline void note_state(struct nat_fwd_val *fwd, const struct packet *pkt)
 {
+	if (DRY_RUN)
+		return;
 	if (closes(pkt)) {
 		fwd->state = FLOW_CLOSING;
 		fwd->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_CLIENT;
@@ -50,7 +56,7 @@ static __always_inline bool go_on(struct nat_fwd_val *fwd, const struct packet *
 		track_forward(fwd, to, next, s);
 	note_state(fwd, pkt);
 	now = now_ns();
-	if ((__s64)(now - fwd->seen_ns) > (__s64)TOUCH_NS)
+	if (!DRY_RUN && (__s64)(now - fwd->seen_ns) > (__s64)TOUCH_NS)
 		WRITE_ONCE(fwd->seen_ns, now);
 	return true;
 }
@@ -146,33 +152,43 @@ static __noinline bool create_flow(struct __sk_buff *ctx, const struct packet *p
 		return false;
 	if (!claim_tuple(pkt, t, s, local && !hairpin, why))
 		return false;
+	step(STEP_NAT_NEW, bpf_ntohs(t->to.sport), t->backend);
 	err = complete_pair(pkt, t, s);
 	*why = REASON_DROP_NAT_TABLE_FULL;
 	return !err || (err == -EEXIST && nat_adopt(pkt, t));
 }
 
-/* To the service's backend, of whatever mode of the two. */
+/* To the service's backend, of whatever mode of the two. Where a flow is known, its slot matters only if its
+ * packets may name another backend. */
 static __always_inline struct verdict forward(struct __sk_buff *ctx, const struct packet *pkt,
-					      struct place *p, struct nat_scratch *s)
+					      __u32 svc_id, const struct svc_val *service,
+					      struct nat_scratch *s)
 {
+	bool by_id = service->flags & SVC_QUIC;
 	struct translation t = {};
 	enum known found = recall_flow(pkt, &t, s);
+	struct place p = {};
 	struct verdict v;
 	enum reason why;
 
+	step(STEP_NAT_FLOW, found, found == KNOWN_NOT ? 0 : t.backend);
 	if (found == KNOWN_REFUSED)
 		return verdict(XDP_DROP, REASON_DROP_NAT_INVALID);
-	if (found == KNOWN && p->certain && t.backend != p->named)
+	if ((by_id || found != KNOWN) && !find_place(pkt, svc_id, service, &p))
+		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	if (by_id)
+		find_by_id(ctx, pkt, &p);
+	if (found == KNOWN && p.certain && t.backend != p.named)
 		found = KNOWN_ENDED; /* its tuple is another connection's now */
 	if (found != KNOWN) {
 		if (!may_begin(pkt))
 			return verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW);
-		choose_new(pkt, p);
-		if (!p->cur)
+		choose_new(pkt, &p);
+		if (!p.cur)
 			return refuse(ctx, pkt);
 		if (found == KNOWN_ENDED)
 			nat_end(pkt, &t);
-		if (!create_flow(ctx, pkt, p, &t, &why))
+		if (!create_flow(ctx, pkt, &p, &t, &why))
 			return verdict(XDP_DROP, why);
 	}
 	count_backend(t.backend, pkt->len);

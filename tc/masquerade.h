@@ -107,6 +107,7 @@ static __noinline bool create_masqueraded(const struct packet *pkt, const struct
 	begin_pair(pkt, s, s->svc, NAT_TRACKED | NAT_MASQUERADED);
 	if (!claim_port(pkt, t, s, why))
 		return false;
+	step(STEP_MASQUERADE, bpf_ntohs(t->to.sport), KNOWN_NOT);
 	err = complete_pair(pkt, t, s);
 	if (!err)
 		return true;
@@ -162,6 +163,8 @@ static __always_inline bool masquerade(struct __sk_buff *ctx, struct packet *pkt
 			return true;
 		}
 	}
+	if (found == KNOWN || found == KNOWN_REFUSED)
+		step(STEP_MASQUERADE, bpf_ntohs(t.to.sport), found);
 	if (found == KNOWN_REFUSED)
 		*v = verdict(XDP_DROP, REASON_DROP_NAT_INVALID);
 	else if (!change(ctx, pkt, &t.to))

@@ -16,6 +16,7 @@ static __noinline enum replied recall_reply(const struct packet *pkt, struct nat
 	__u32 bits, next;
 	__u64 now;
 
+	step(STEP_NAT_REPLY, rev ? 1 : 0, rev ? rev->svc : 0);
 	if (!rev)
 		return REPLY_NONE;
 	s->to.scope = SCOPE_EXTERNAL;
@@ -30,10 +31,10 @@ static __noinline enum replied recall_reply(const struct packet *pkt, struct nat
 			keep_track(&rev->track, fwd ? &fwd->track : NULL, next);
 		}
 	}
-	if (closes(pkt))
+	if (!DRY_RUN && closes(pkt))
 		rev->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_BACKEND;
 	now = now_ns();
-	if ((__s64)(now - rev->seen_ns) > (__s64)TOUCH_NS)
+	if (!DRY_RUN && (__s64)(now - rev->seen_ns) > (__s64)TOUCH_NS)
 		WRITE_ONCE(rev->seen_ns, now);
 	if (bits & NAT_MASQUERADED)
 		return REPLY_MASQUERADED;

@@ -10,6 +10,10 @@
 #include "change.h"
 #include "nat_pair.h"
 
+/* A packet that the program sends is whole: at its device's egress there is nothing left to do. Until then the
+ * kernel keeps this beside it (tc_index); nothing on a wire can say so. */
+#define SENT_BY_US 0x5348
+
 /* How the client's packets came. Tagged frames do not come this far. */
 static __always_inline bool way_back(struct __sk_buff *ctx, struct last_hop *back)
 {
@@ -69,7 +73,7 @@ static __always_inline bool write_ends(struct __sk_buff *ctx, const __u8 *to, co
 }
 
 /* The neighbour is not known (yet): the kernel asks. */
-static __always_inline int redirect_unresolved(const struct nexthop_val *nh)
+static __always_inline int redirect_unresolved(struct __sk_buff *ctx, const struct nexthop_val *nh)
 {
 	bool ipv6 = !is_mapped(nh->addr);
 	struct bpf_redir_neigh to = {.nh_family = ipv6 ? AF_INET6 : AF_INET};
@@ -78,7 +82,21 @@ static __always_inline int redirect_unresolved(const struct nexthop_val *nh)
 		__builtin_memcpy(to.ipv6_nh, nh->addr, 16);
 	else
 		to.ipv4_nh = ipv4_of(nh->addr);
+	ctx->tc_index = SENT_BY_US;
 	return bpf_redirect_neigh(nh->ifindex, &to, sizeof(to), 0);
+}
+
+/* Out of a device; or, where the node says so, straight to a veth's other end, as if it had come in there by
+ * the wire: past the queues, and what others have attached. The kernel does that at ingress alone. */
+static __always_inline int hand_over(struct __sk_buff *ctx, const struct packet *pkt, __u32 ifindex)
+{
+	struct veth_key key = {.ifindex = ifindex};
+
+	if (config.handover_peer && pkt->way == WAY_TC_IN && !ctx->vlan_present &&
+	    bpf_map_lookup_elem(&veths, &key))
+		return bpf_redirect_peer(ifindex, 0);
+	ctx->tc_index = SENT_BY_US;
+	return bpf_redirect(ifindex, 0);
 }
 
 static __always_inline struct verdict redirected(int action, enum reason reason)
@@ -106,6 +124,11 @@ static __always_inline struct verdict send_to_backend(struct __sk_buff *ctx,
 	struct nexthop_val *nh = bpf_map_lookup_elem(&nexthops, &index);
 	__u64 word = nh ? READ_ONCE(*(__u64 *)nh) : 0; /* MAC and MTU. Little-endian. */
 
+	step(STEP_BACKEND, id, b ? b->flags : 0);
+	if (nh) {
+		step(STEP_HOP, nh->ifindex, word >> 48 | (__u64)nh->tags << 32);
+		step(STEP_HOP_MAC, 0, word << 16 >> 16);
+	}
 	if (crosses(pkt, to)) /* a flow that XDP made, before */
 		return verdict(XDP_DROP, REASON_DROP_NAT46_NOT_XDP);
 	if (!nh || !nh->ifindex || (!(word << 16) && nh->tags))
@@ -117,10 +140,10 @@ static __always_inline struct verdict send_to_backend(struct __sk_buff *ctx,
 	if (!change(ctx, pkt, to))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 	if (!(word << 16))
-		return redirected(redirect_unresolved(nh), REASON_SENT_TO_BACKEND);
+		return redirected(redirect_unresolved(ctx, nh), REASON_SENT_TO_BACKEND);
 	if (!write_ends(ctx, (__u8 *)&word, nh->smac) || !push_tags(ctx, nh->tags))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-	return redirected(bpf_redirect(nh->ifindex, 0), REASON_SENT_TO_BACKEND);
+	return redirected(hand_over(ctx, pkt, nh->ifindex), REASON_SENT_TO_BACKEND);
 }
 
 static __always_inline struct verdict send_back(struct __sk_buff *ctx, const struct packet *pkt,
@@ -137,7 +160,7 @@ static __always_inline struct verdict send_back(struct __sk_buff *ctx, const str
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 	if (!write_ends(ctx, back->peer, back->own) || !push_tags(ctx, back->tags))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-	return redirected(bpf_redirect(back->ifindex, 0), REASON_SENT_TO_CLIENT);
+	return redirected(hand_over(ctx, pkt, back->ifindex), REASON_SENT_TO_CLIENT);
 }
 
 /* A packet of a client's. A backend that is its own client gets it back as the VIP's: no stack takes

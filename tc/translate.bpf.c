@@ -23,7 +23,6 @@
 #include "forward.h"
 #include "masquerade.h"
 #include "options.h"
-#include "quic.h"
 #include "reply.h"
 #include "select.h"
 #include "send_related.h"
@@ -48,21 +47,17 @@ static __always_inline struct verdict balance(struct __sk_buff *ctx, struct pack
 					      __u32 svc_id, struct nat_scratch *s)
 {
 	struct svc_val *service = bpf_map_lookup_elem(&svc, &svc_id);
-	struct place p;
 	enum reason why;
 
 	if (!service || service->mode == MODE_NONE)
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
+	step(STEP_SERVICE, service->mode, service->flags);
 	if (service->mode != MODE_LOCAL && service->mode != MODE_NAT)
 		return not_ours();
 	s->mode = service->mode;
 	if (service->flags && !apply_options(pkt, svc_id, service->flags, &why))
 		return verdict(XDP_DROP, why);
-	if (!find_place(pkt, svc_id, service, &p))
-		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-	if (p.flags & SVC_QUIC)
-		find_by_id(ctx, pkt, &p);
-	return forward(ctx, pkt, &p, s);
+	return forward(ctx, pkt, svc_id, service, s);
 }
 
 static __always_inline bool parse_headers(struct __sk_buff *ctx, struct packet *pkt,
@@ -88,6 +83,7 @@ static __always_inline struct verdict decide_ingress(struct __sk_buff *ctx, stru
 
 	if (!parse_headers(ctx, pkt, &why) && (why != REASON_PASS_NOT_OURS || !read_echo(ctx, pkt)))
 		return decide_related(ctx, pkt, why);
+	step(STEP_PORT, may_be_ours(&pkt->key), 0);
 	if (!may_be_ours(&pkt->key))
 		return not_ours();
 	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
@@ -125,18 +121,29 @@ static __always_inline struct verdict decide_egress(struct __sk_buff *ctx, struc
 	return masquerade(ctx, pkt, s, &v) ? v : not_ours();
 }
 
+static __always_inline bool sent_by_us(struct __sk_buff *ctx)
+{
+	if (ctx->tc_index != SENT_BY_US)
+		return false;
+	ctx->tc_index = 0;
+	return true;
+}
+
 /* The one exit. TC_ACT_UNSPEC, which is TCX_NEXT, lets other programs see the packet. */
 static __always_inline int leave_tc(struct __sk_buff *ctx, const struct packet *pkt,
 				    struct verdict v)
 {
-	if (v.reason == REASON_PASS_NOT_OURS)
+	if (v.reason == REASON_PASS_NOT_OURS) {
+		step(STEP_VERDICT, v.action, v.reason);
 		return TC_ACT_UNSPEC;
+	}
 	if (pkt->first && sent_on(v.reason))
 		remember_first(pkt, v.svc, v.backend);
 	switch (leave(ctx, v, pkt->len)) {
 	case XDP_DROP:
 		return TC_ACT_SHOT;
 	case XDP_TX: /* an answer */
+		ctx->tc_index = SENT_BY_US;
 		return bpf_redirect(ctx->ifindex, 0);
 	case TC_ACT_REDIRECT:
 		return TC_ACT_REDIRECT;
@@ -158,9 +165,10 @@ int shunt_ingress(struct __sk_buff *ctx)
 	struct packet pkt = {.len = ctx->len, .way = WAY_TC_IN};
 	struct nat_scratch *s = own_scratch();
 
+	sent_by_us(ctx); /* it may have been another namespace's */
 	if (!s || !is_eligible(ctx))
-		return TC_ACT_UNSPEC;
-	pull(ctx, HEADER_BYTES);
+		return leave_tc(ctx, &pkt, not_ours());
+	pull_headers(ctx);
 	return leave_tc(ctx, &pkt, decide_ingress(ctx, &pkt, s));
 }
 
@@ -170,9 +178,9 @@ int shunt_egress(struct __sk_buff *ctx)
 	struct packet pkt = {.len = ctx->len, .way = WAY_TC_OUT};
 	struct nat_scratch *s = own_scratch();
 
-	if (!s || !is_eligible(ctx))
-		return TC_ACT_UNSPEC;
-	pull(ctx, HEADER_BYTES);
+	if (sent_by_us(ctx) || !s || !is_eligible(ctx))
+		return leave_tc(ctx, &pkt, not_ours());
+	pull_headers(ctx);
 	return leave_tc(ctx, &pkt, decide_egress(ctx, &pkt, s));
 }
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from shunt.kern.maps import Map
 from shunt.kern.objects import Object
+from shunt.kern.tc import Direction
+from shunt.kern.testrun import Ran, run_tc
 from shunt.lb.model import Settings
 from shunt.tc import attach
 from shunt.xdp.attach import configure, entries, fit
+from shunt.xdp.dry import DryRun
 
 OBJECT = Path(__file__).parent / "translate.bpf.o"
+DRY = Path(__file__).parent / "dry.bpf.o"
 
 
 class Translation:
@@ -22,6 +27,8 @@ class Translation:
         self.bpffs = bpffs
         self.use_tcx = attach.tcx_here() if use_tcx is None else use_tcx
         self._obj: Object | None = None
+        self._maps: Mapping[str, Map] = {}
+        self.config: Any = None  # of the loaded programs, a struct lb_config
 
     def load(self, settings: Settings, maps: Mapping[str, Map]) -> None:
         """Load the programs on the load balancer's maps; nothing is attached yet.
@@ -32,7 +39,9 @@ class Translation:
         try:
             obj.set_entries(entries(settings.limits))
             fit(obj)
-            configure(obj.variable(".rodata", "config"), settings)
+            config = obj.variable(".rodata", "config")
+            configure(config, settings)
+            config = config.copy()
             for name in obj.map_names():
                 obj.reuse(name, maps[name].fd, name)
             obj.load()
@@ -40,7 +49,19 @@ class Translation:
             obj.close()
             raise
         self.close()
-        self._obj = obj
+        self._obj, self._maps = obj, maps
+        self.config = config
+
+    def dry_run(self, way: Direction) -> DryRun:
+        """A program that tells what the loaded one does; of use until the next `load`.
+
+        Raises: ShuntError if the kernel refuses.
+        """
+
+        def run(fd: int, frame: bytes, ifindex: int) -> Ran:
+            return run_tc(fd, frame, ifindex=ifindex)
+
+        return DryRun(self.config, self._maps, DRY, attach.PROGRAMS[way], run)
 
     @property
     def loaded(self) -> bool:

@@ -82,6 +82,7 @@ def configure(config: Any, settings: Settings) -> None:
         config[budget] = getattr(settings, budget)
     config["nat_port_min"] = settings.nat_port_min
     config["masquerade"] = settings.masquerade is not None
+    config["handover_peer"] = settings.handover == "peer"
     config["check_mark"] = settings.check_mark << BACKEND_BITS
     config["nat_port_count"] = settings.nat_port_max - settings.nat_port_min + 1
 

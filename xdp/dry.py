@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The balancer that only tells: packets through xdp/dry.bpf.c, on the maps of the live program."""
+"""Programs that only tell: xdp/dry.bpf.c or tc/dry.bpf.c, on the maps of the live one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from shunt.kern.maps import Map
 from shunt.kern.objects import Object
-from shunt.kern.testrun import run_xdp
+from shunt.kern.testrun import Ran, run_xdp
 
 OBJECT = Path(__file__).parent / "dry.bpf.o"
 PROGRAM = "shunt_lb"
@@ -37,7 +37,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What would become of a packet. `verdict` is an XDP action, `data` the frame as it leaves."""
+    """What would become of a packet. `verdict` is what the program returns, `data` the frame as it
+    leaves; the last step has the action and the reason."""
 
     verdict: int
     data: bytes
@@ -47,15 +48,24 @@ class Tried:
 class DryRun:
     """The program, loaded. One packet at a time."""
 
-    def __init__(self, config: Any, maps: Mapping[str, Map], path: Path = OBJECT) -> None:
+    def __init__(
+        self,
+        config: Any,
+        maps: Mapping[str, Map],
+        path: Path = OBJECT,
+        program: str = PROGRAM,
+        run: Callable[[int, bytes, int], Ran] = lambda fd, data, ifindex: run_xdp(
+            fd, data, ifindex=ifindex
+        ),
+    ) -> None:
         """`config` is the live program's struct lb_config, and `maps` are its maps.
 
         Raises: ShuntError if the maps are not those of this version, or the kernel refuses.
         """
-        self._live = maps
+        self._live, self._program, self._run = maps, program, run
         self._object = Object(path)
         try:
-            self._object.keep_programs(PROGRAM)
+            self._object.keep_programs(program)
             self._object.variable(".rodata", "config")[...] = config
             self._object.set_entries(
                 {name: maps[name].spec.entries for name in self._object.map_names()}
@@ -81,7 +91,7 @@ class DryRun:
         assert budget is not None
         self._object.maps["budget"].update(0, budget)
         self._trace["count"] = 0
-        ran = run_xdp(self._object.programs[PROGRAM].fd, frame, ifindex=ifindex)
+        ran = self._run(self._object.programs[self._program].fd, frame, ifindex)
         steps = np.copy(self._trace["step"][: int(self._trace["count"])])
         return Tried(
             ran.verdict,

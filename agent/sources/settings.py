@@ -58,6 +58,7 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         nat_port_min=first,
         nat_port_max=last,
         masquerade=build_masquerade(reader, written, interfaces),
+        handover=written.handover,
         echo=written.echo == "on",
         sockets=written.sockets,
         limits=_limits(written.limits),

@@ -168,6 +168,7 @@ class SettingsFile(Shape, frozen=True):
     ipip: Ipip = Ipip()
     nat: Nat = Nat()
     masquerade: Literal["off"] | Masquerading = "off"
+    handover: Literal["device", "peer"] = _NODE.handover
     budgets: Budgets = Budgets()
     metrics: Metrics = Metrics()
     checks: Checks = Checks()

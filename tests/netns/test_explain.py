@@ -66,6 +66,12 @@ def test_every_kind(host: Host, options: tuple[str, ...], reason: str, words: st
     assert host.shunt(*ASK, *options).lines(words)
 
 
+def test_what_leaves_is_seen_by_nobody_without_tc(host: Host) -> None:
+    done = host.shunt(*ASK, "--to", f"{WEB}:80", "--leaving")
+    assert done.code != 0
+    assert "TC's programs are not loaded" in done.err
+
+
 def test_pings_and_ipv6(host: Host) -> None:
     found = host.json("explain", "--proto", "icmp", "--from", CLIENT, "--to", WEB)
     assert found["reason"] == "SENT_ECHO_REPLY"

@@ -99,7 +99,7 @@ def node() -> Iterator[Host]:
         offloads(host.outside, "eth0")
         polls = attach_pass(pod, "eth0")
         try:
-            host.start()
+            host.start(timeout_s=300)  # an emulated processor takes a minute to load it all
             yield host
         finally:
             os.close(polls)
@@ -211,7 +211,7 @@ def test_associations_outlive_the_daemon(node: Host, ip: int) -> None:
     assert node.process is not None
     node.process.kill()
     assert all(echoed(client, 10_000) for client in clients)
-    node.start()
+    node.start(timeout_s=300)
     assert all(echoed(client, 10_000) for client in clients)
     for client in clients:
         client.close()

@@ -220,6 +220,33 @@ def test_status_and_translations(node: Host) -> None:
         assert (row["state"], row["backend"]) == ("confirmed", "10.8.0.2:8080")
 
 
+@FAMILIES
+def test_explain_tells_what_tc_does(node: Host, ip: int) -> None:
+    """Behind XDP, and on the way out; of a connection that is there, and of a new one."""
+    vip, backend = (f"[{a[ip]}]" if ip == 6 else a[ip] for a in (POD, POD_ADDR))
+    own = f"[{CLIENT_ADDR[ip]}]" if ip == 6 else CLIENT_ADDR[ip]
+    with connect(node, POD[ip]) as client:
+        assert client.recv(100)
+        here = f"{own}:{client.getsockname()[1]}"
+        known = node.json("explain", "--from", here, "--to", f"{vip}:80", "--flags", "ack")
+        fresh = node.json("explain", "--from", f"{own}:9", "--to", f"{vip}:80")
+        back = ("explain", "--from", f"{backend}:8080", "--to", here, "--flags", "ack")
+        reply = node.json(*back, "--leaving")
+        assert "out by eth0" in node.shunt(*back, "--leaving").out
+    for found, known_already in ((known, True), (fresh, False)):
+        steps = {step["step"]: step for step in found["steps"]}
+        assert (found["verdict"], found["reason"]) == ("pass", "SENT_TO_BACKEND")
+        assert found["service"] == f"pod-{ip}-tcp"
+        assert (found["out"]["destination"], found["out"]["destination_port"]) == (
+            POD_ADDR[ip],
+            8080,
+        )
+        assert steps["program"]["text"] == "TC, behind XDP"
+        assert steps["nat-flow"]["facts"]["found"] is known_already
+    assert (reply["verdict"], reply["reason"]) == ("pass", "SENT_TO_CLIENT")
+    assert (reply["out"]["source"], reply["out"]["source_port"]) == (POD[ip], 80)
+
+
 def test_connections_outlive_the_daemon(node: Host) -> None:
     """kill -9, a while without any agent, and a start: of connections that never pause."""
     open_ones = [connect(node, vips[ip]) for vips in (HERE, POD) for ip in (4, 6)]

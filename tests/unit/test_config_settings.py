@@ -50,7 +50,7 @@ SETTINGS_CASES = {
         '2: unknown key "hash_sed"',
         (
             "the file knows interfaces, xdp, hash_seed, mode, echo, sockets, ipip, nat, "
-            "masquerade, budgets, metrics, checks, limits, pools"
+            "masquerade, handover, budgets, metrics, checks, limits, pools"
         ),
         'perhaps "hash_seed" is meant',
     ),

@@ -12,7 +12,7 @@ import pytest
 from shunt.agent.nat_ports import Destination, PortUse, listeners, overlap
 from shunt.kern.objects import Object
 from shunt.lb.compile import Endpoint, mapped
-from shunt.lb.model import ANY_PORT, Mode, Port, Protocol, Service, Settings
+from shunt.lb.model import ANY_PORT, Configuration, Mode, Port, Protocol, Service, Settings
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 OBJECT = Path(__file__).resolve().parents[2] / "xdp/lb.bpf.o"
@@ -82,7 +82,8 @@ def test_many_destinations_are_told_apart() -> None:
 def test_who_else_uses_nats_ports(
     services: list[Service], listening: list[tuple[Protocol, int]], says: str
 ) -> None:
-    error = overlap(SETTINGS, services, HOST, frozenset(listening))
+    configuration = Configuration(SETTINGS, tuple(services))
+    error = overlap(configuration, HOST, frozenset(listening))
     assert (error is not None) == bool(says)
     if error is not None:
         assert says in error.why
