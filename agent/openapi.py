@@ -113,7 +113,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ),
     ("POST", "/v1/explain"): Route(
         "What would become of packets, step by step; nothing is sent or changed",
-        explain.Explanation, (404, 413, 422), takes=explain.Explain, needs_body=True,
+        explain.Explanation, (404, 409, 413, 422), takes=explain.Explain, needs_body=True,
     ),
     ("GET", "/v1/watch"): Route(
         "Changes of services and backends as they come", t.Change, stream=True,

@@ -22,7 +22,8 @@ Asked = tuple[tuple[Any, ...], tuple[Any, ...]]  # sizes, config
 def one_processor() -> Iterator[None]:
     """Budgets are kept for each processor: a test that moved would find a second one."""
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(allowed)[os.getpid() % len(allowed)]})
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    os.sched_setaffinity(0, {sorted(allowed)[int(worker.removeprefix("gw")) % len(allowed)]})
     yield
     os.sched_setaffinity(0, allowed)
 
