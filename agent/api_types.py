@@ -195,7 +195,7 @@ class ServiceRow(Answer):
 
     name: str
     origin: str
-    protocols: list[Literal["tcp", "udp"]]
+    protocols: list[Literal["tcp", "udp", "sctp"]]
     mode: Literal["dsr-ipip", "dsr-l2", "nat", "local"]
     vips: list[str]
     node: list[str]

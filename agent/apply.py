@@ -17,7 +17,9 @@ from shunt.lb import slots as slot
 from shunt.lb.compile import mapped
 from shunt.lb.model import ANY_PORT, Frontend, IPAddress, Protocol
 
-ANY_PORT_BIT = {Protocol.TCP: 1, Protocol.UDP: 2}  # bpf/abi.h; a test compares
+# bpf/abi.h; a test compares
+ANY_PORT_BIT = {Protocol.TCP: 1, Protocol.UDP: 2, Protocol.SCTP: 4}
+PORT_WORDS = 1024  # of map ports, for each protocol in this order
 
 
 class Applier:
@@ -241,7 +243,7 @@ def set_port(tables: Tables, protocol: Protocol, port: int) -> None:
     if port == ANY_PORT:
         sync_ports(tables, tables.nat_ports)
         return
-    index = (1024 if protocol is Protocol.UDP else 0) + (port >> 6)
+    index = _ports_of(protocol).start + (port >> 6)
     bit = np.uint64(1 << (port & 63))
     word = tables.ports[index]
     served = (
@@ -263,7 +265,7 @@ def sync_ports(tables: Tables, nat_ports: range) -> None:
     pairs = [pair for pair, count in tables.served.items() if count > 0]
     pairs += tables.reply_ports
     for protocol, port in (*pairs, *((p, n) for p in Protocol for n in nat_ports)):
-        word = (1024 if protocol is Protocol.UDP else 0) + (port >> 6)
+        word = _ports_of(protocol).start + (port >> 6)
         want[word] |= np.uint64(1 << (port & 63))
     every = [p for p in Protocol if tables.served[p, ANY_PORT] > 0]
     for protocol in every:
@@ -274,4 +276,5 @@ def sync_ports(tables: Tables, nat_ports: range) -> None:
 
 
 def _ports_of(protocol: Protocol) -> slice:
-    return slice(1024, 2048) if protocol is Protocol.UDP else slice(0, 1024)
+    first = list(ANY_PORT_BIT).index(protocol) * PORT_WORDS
+    return slice(first, first + PORT_WORDS)

@@ -19,11 +19,12 @@ from shunt.kern.netdev import XDP_ACT_BASIC, XDP_ACT_NDO_XMIT, Device
 from shunt.kern.netlink import pick, ports
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Configuration, IPAddress, Mode
+from shunt.lb.sizes import by_memory
 from shunt.xdp.attach import PROGRAM
 
 # What a client on the Internet sends at most.
 CLIENT_PACKET_MAX = 1500
-WANTED_BY_FEW = frozenset({"hook_compiler", "vlan", "bonding"})
+WANTED_BY_FEW = frozenset({"hook_compiler", "vlan", "bonding", "sctp"})
 
 
 class Level(StrEnum):
@@ -57,6 +58,7 @@ def check_balancer(facts: BalancerFacts, configuration: Configuration) -> list[F
         *_interfaces(facts, configuration),
         *_next_hops(facts, configuration),
         *_room(facts, configuration),
+        _tables(facts, configuration),
         *_ports(facts, configuration),
         *_vips(facts, configuration),
     ]
@@ -270,6 +272,21 @@ def _room(facts: BalancerFacts, configuration: Configuration) -> Iterator[Findin
         )
     if tunnelled and not tight:
         yield Finding(Level.OK, "mtu", f"packets of {packet} bytes fit, wrapped, to every backend")
+
+
+def _tables(facts: BalancerFacts, configuration: Configuration) -> Finding:
+    """How many flows there is room for, and who said so."""
+    limits, sizes = configuration.settings.limits, by_memory(facts.memory_bytes)
+    memory = f"by the memory of {facts.memory_bytes / 2**30:.0f} GB"
+    flows, nat = f"{limits.flows:,} flows", f"{limits.nat:,} translations"
+    of_flows, of_nat = (
+        memory if have == wanted else "as written"
+        for have, wanted in ((limits.flows, sizes.flows), (limits.nat, sizes.nat))
+    )
+    what = f"room for {flows} and {nat}, {of_nat}"
+    if of_flows != of_nat:
+        what = f"room for {flows}, {of_flows}, and {nat}, {of_nat}"
+    return Finding(Level.OK, "tables", what)
 
 
 def _ports(facts: BalancerFacts, configuration: Configuration) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from shunt.agent.nat_ports import listeners
 from shunt.agent.nexthops import NextHop, decide, unresolved
 from shunt.kern import features, links, neighbours, netdev
 from shunt.kern.features import Feature
+from shunt.kern.memory import physical_bytes
 from shunt.kern.netdev import Device
 from shunt.kern.netlink import InterfaceAddress, Link, Netlink, Route, RouteEntry, ports
 from shunt.lb.errors import ShuntError
@@ -48,6 +49,7 @@ class BalancerFacts:
     local_ports: range
     reserved_ports: frozenset[int] = frozenset()
     listeners: frozenset[tuple[Protocol, int]] = frozenset()
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ def gather_balancer(configuration: Configuration) -> BalancerFacts:
             local_ports=_port_range(read_sysctl("net.ipv4.ip_local_port_range")),
             reserved_ports=_ports(read_sysctl("net.ipv4.ip_local_reserved_ports")),
             listeners=listeners(),
+            memory_bytes=physical_bytes(),
         )
 
 

@@ -22,7 +22,7 @@ from shunt.agent.service_views import Json, names
 from shunt.agent.tables import Tables
 from shunt.kern.flows import backends, seen_ns, states
 from shunt.lb.compile import Endpoint, unmapped
-from shunt.lb.model import Protocol
+from shunt.lb.model import PROTOCOL_NAMES
 
 BATCH = 4096  # lines, or elements
 _ID = np.uint64(0xFFFFFFFF)
@@ -111,7 +111,7 @@ async def _listed(
                 "client_port": int(key["sport"]),
                 "vip": str(unmapped(key["daddr"].tobytes())),
                 "vip_port": int(key["dport"]),
-                "protocol": Protocol(int(key["proto"])).name.lower(),
+                "protocol": PROTOCOL_NAMES[int(key["proto"])],
                 "state": state_of(int(batch.state[i])).name.lower(),
                 **more_of(batch.values[i]),
                 "backend": backend_name(tables, int(batch.backend[i])),

@@ -22,7 +22,7 @@ from shunt.agent.node import Node
 from shunt.agent.service_views import Json
 from shunt.kern.maps import Map
 from shunt.lb.compile import unmapped
-from shunt.lb.model import Protocol
+from shunt.lb.model import PROTOCOL_NAMES
 
 EVERY_S = 1.0
 # So many lines before others on the event loop get a turn.
@@ -64,7 +64,7 @@ class NatChanges:
             "time": round(time.time(), 3),
             "event": event,
             "service": self.node.tables.name_of(int(row["svc"])).rpartition("/")[0],
-            "protocol": Protocol(int(key["proto"])).name.lower(),
+            "protocol": PROTOCOL_NAMES[int(key["proto"])],
             "client": str(unmapped(key["saddr"].tobytes())),
             "client_port": int(key["sport"]),
             "vip": str(unmapped(key["daddr"].tobytes())),

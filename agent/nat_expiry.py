@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shunt.kern import flows as flowtable
-from shunt.lb.model import Service
+from shunt.lb.model import Protocol, Service
 
 NS_PER_S = 1_000_000_000
 SHORT_IDLE_NS = 60 * NS_PER_S  # bpf/flow.h; a test compares
@@ -21,14 +21,16 @@ NAT_FIN_BOTH, NAT_RST = 3, 4
 # Of flows that TC tracks (bpf/track.h); each is the service's idle time at most.
 HALF_OPEN_NS = 60 * NS_PER_S
 CLOSING_NS = 3600 * NS_PER_S  # one side has closed: it may be a long answer
+SHUTTING_DOWN_NS = 300 * NS_PER_S  # SCTP's closing: neither side sends anything new any more
 CLOSED_NS = 60 * NS_PER_S
 BROKEN_NS = 10 * NS_PER_S
 NEW_UDP_NS = 30 * NS_PER_S
+ECHO_NS = 30 * NS_PER_S
 # enum nat_track of bpf/abi.h; a test compares
 TRACKED, ANSWERED, ASSURED, ENDED_CLIENT, ENDED_BACKEND, BROKEN = (1 << n for n in range(6))
 ENDED = ENDED_CLIENT | ENDED_BACKEND
-_UDP = 17
 
+ECHOES = (1, 58)  # ICMP, ICMPv6
 NOBODYS = 0  # the service of flows that are masqueraded, and of no service
 _DEFAULT = Service(name="", vips=(), ports=())
 
@@ -58,19 +60,21 @@ def judge_nat(
 
 def idle_of_nobodys(proto: Any) -> NDArray[np.int64]:
     """As long as services have by default, by protocol. Units: ns."""
-    idle_s = np.where(np.asarray(proto) == _UDP, _DEFAULT.udp_idle_s, _DEFAULT.tcp_idle_s)
+    idle_s = np.where(np.asarray(proto) == Protocol.UDP, _DEFAULT.udp_idle_s, _DEFAULT.tcp_idle_s)
     return (idle_s * NS_PER_S).astype(np.int64)
 
 
 def tracked_limit(track: NDArray[np.uint32], proto: Any) -> NDArray[np.int64]:
     """How long a flow that TC tracks may be silent, its service's idle time aside. Units: ns."""
-    no_limit = np.iinfo(np.int64).max
+    no_limit, number = np.iinfo(np.int64).max, np.asarray(proto)
     cases = (
         (track & BROKEN != 0, BROKEN_NS),
         (track & ENDED == ENDED, CLOSED_NS),
+        ((track & ENDED != 0) & (number == Protocol.SCTP), SHUTTING_DOWN_NS),
         (track & ENDED != 0, CLOSING_NS),
+        (np.isin(number, ECHOES), ECHO_NS),
         (track & ASSURED != 0, no_limit),
-        (np.asarray(proto) == _UDP, NEW_UDP_NS),
+        (number == Protocol.UDP, NEW_UDP_NS),
     )
     shape = np.shape(track)
     conditions = [np.broadcast_to(condition, shape) for condition, _ in cases]

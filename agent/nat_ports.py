@@ -51,8 +51,8 @@ class PortUse:
         self._known: dict[int, Destination] = {}
 
     def add(self, keys: Any, values: Any) -> None:
-        """Count some entries of nat_rev. Those of mode local have their clients' ports."""
-        keys = keys[values["back"]["ifindex"] != 0]
+        """Count some entries of nat_rev. Mode local's and SCTP's have their clients' ports."""
+        keys = keys[(values["back"]["ifindex"] != 0) & (keys["proto"] != Protocol.SCTP)]
         names, first, counts = np.unique(_names(keys), return_index=True, return_counts=True)
         for name, at, count in zip(names.tolist(), first.tolist(), counts.tolist(), strict=True):
             self._taken[name] += count

@@ -214,10 +214,10 @@ class Planner:
         condition: Callable[[str, Endpoint], Condition],
         gone: Callable[[str, Endpoint], bool],
     ) -> None:
-        """A backend out of the configuration: TCP may end in peace, UDP moves at once."""
+        """A backend out of the configuration: connections may end in peace, UDP moves at once."""
         t, flag = self.tables, self.tables.flag
         i = place.backends[endpoint]
-        if target.protocol is Protocol.UDP or gone(target.name, endpoint):
+        if not target.protocol.connects or gone(target.name, endpoint):
             draft.after.append(ClearBackend(target.name, endpoint, i))
             return
         flags = int(t.backends["flags"][i]) | flag.removed

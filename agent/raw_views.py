@@ -16,7 +16,7 @@ from shunt.agent.service_views import Json, names
 from shunt.kern.flows import backends, seen_ns, states
 from shunt.lb.compile import unmapped
 from shunt.lb.frontends import FrontendTable
-from shunt.lb.model import Protocol
+from shunt.lb.model import PROTOCOL_NAMES
 from shunt.xdp.resize import service_words
 
 
@@ -86,7 +86,7 @@ def _line(index: int, line: Any, svc: int, state_of: type[IntEnum]) -> Json:
         "source_port": int(key["sport"]),
         "destination": str(unmapped(key["daddr"].tobytes())),
         "destination_port": int(key["dport"]),
-        "protocol": Protocol(int(key["proto"])).name.lower(),
+        "protocol": PROTOCOL_NAMES[int(key["proto"])],
         "svc": svc,
         "backend_id": int(backends(word)),
         "state": state_of(int(states(word))).name.lower(),

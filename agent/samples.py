@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from shunt.kern.ring import Ring
+from shunt.lb.model import PROTOCOL_NAMES, Protocol
 
 KEPT = 1000
 # A watcher that is this far behind loses samples; the program samples some 100 a second.
@@ -19,7 +20,6 @@ QUEUED = 256
 _ETHERNET_BYTES = 14
 _ETHERTYPE_VLANS = (0x8100, 0x88A8)
 _ETHERTYPE_IPV4, _ETHERTYPE_IPV6 = 0x0800, 0x86DD
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 _TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg")
 
 
@@ -123,14 +123,14 @@ def describe(frame: bytes) -> dict[str, Any]:
         at += 40
     else:
         return {"ethertype": f"{kind:#06x}"}
-    found["protocol"] = _PROTOCOLS.get(protocol, str(protocol))
+    found["protocol"] = PROTOCOL_NAMES.get(protocol, str(protocol))
     if not later_fragment:
         found |= _transport(protocol, frame[at:])
     return found
 
 
 def _transport(protocol: int, segment: bytes) -> dict[str, Any]:
-    if protocol not in (6, 17) or len(segment) < 4:
+    if protocol not in set(Protocol) or len(segment) < 4:
         return {}
     source, destination = struct.unpack_from("!HH", segment)
     found: dict[str, Any] = {"source_port": source, "destination_port": destination}

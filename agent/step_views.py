@@ -32,7 +32,7 @@ REASONS: Mapping[str, str] = {
     "PASS_TO_FRAGMENT": "wrapped, and passed to the host's own stack, which fragments it on its"
     " way to {backend}",
     "PASS_TO_TC": "passed to the host's own stack, where TC translates it: service {service} is of"
-    " mode local",
+    " mode local, or of SCTP",
     "SENT_TO_BACKEND": "sent to backend {backend} of service {service}",
     "SENT_TO_CLIENT": "sent to the client: a reply, translated back",
     "SENT_MASQUERADED": "sent out of the node, with an address of its own",
@@ -53,11 +53,13 @@ REASONS: Mapping[str, str] = {
     "DROP_NO_HEADROOM": "dropped: the driver left no room for an outer header",
     "DROP_NAT_NO_FLOW": "dropped: no translation is known that it belongs to",
     "DROP_NAT_NO_PORT": "dropped: every port tried is taken towards {backend}",
+    "DROP_NAT_SCTP_PORT": "dropped: another client has this port towards {backend}, and SCTP keeps"
+    " its own",
     "DROP_NAT_TABLE_FULL": "dropped: the table of translations is full (limits: nat)",
     "DROP_NAT_NO_SOURCE": "dropped: this host has no address of the backend's family",
     "DROP_NAT_OVER_BUDGET": "dropped: too many new flows a second (budgets: inserts)",
     "DROP_NAT_INVALID": "dropped: its connection's state does not allow it",
-    "DROP_NAT_FRAGMENT": "dropped: a fragment of what is masqueraded",
+    "DROP_NAT_FRAGMENT": "dropped: a later fragment to be masqueraded, whose first was not seen",
     "DROP_NAT46_FRAGMENT": "dropped: a fragment, which is not translated between IPv4 and IPv6",
     "DROP_NAT46_NO_EQUAL": "dropped: the backend's family has nothing like it, or the client's",
     "DROP_NAT46_NOT_XDP": "dropped: the backend is of the other family, which is XDP's alone",

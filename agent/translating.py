@@ -82,10 +82,11 @@ class Translating:
 
 
 def needed(configuration: Configuration) -> bool:
-    """Whether TC translates: what is local, all if no XDP program does it; and masquerades."""
+    """Whether TC translates (local and SCTP; all, if no XDP program does) or masquerades."""
     off = configuration.settings.xdp_mode == "off"
     return configuration.settings.masquerade is not None or any(
-        s.mode is Mode.LOCAL or (off and s.mode.translates) for s in configuration.services
+        s.mode is Mode.LOCAL or (s.mode.translates and (off or Protocol.SCTP in s.protocols()))
+        for s in configuration.services
     )
 
 

@@ -25,7 +25,7 @@ enum reason {
 	REASON_PASS_FRAGMENT,	     /* its first fragment, which has the ports, was not sent on */
 	REASON_PASS_MALFORMED,	     /* shorter than its headers say; the stack counts it too */
 	REASON_PASS_TO_FRAGMENT,     /* wrapped, too big and without DF: the stack fragments it */
-	REASON_PASS_TO_TC,	     /* XDP: its service is of mode local */
+	REASON_PASS_TO_TC,	     /* XDP: its service is of mode local, or of nat and SCTP */
 	REASON_SENT_TO_BACKEND,
 	REASON_SENT_TO_CLIENT,	     /* a translated reply */
 	REASON_SENT_MASQUERADED,     /* TC: out of this node, with its own address */
@@ -33,7 +33,7 @@ enum reason {
 	REASON_SENT_ERROR_TO_CLIENT, /* nat: an ICMP error about a client's packet */
 	REASON_SENT_ECHO_REPLY,	     /* for a VIP with a live backend */
 	REASON_SENT_RST_NO_BACKEND,  /* TCP to a service with no backend */
-	REASON_SENT_UNREACHABLE,     /* UDP to a service with no backend */
+	REASON_SENT_UNREACHABLE,     /* UDP or SCTP to a service with no backend */
 	REASON_SENT_RST_NO_FLOW,     /* nat: not a SYN, and no flow is known */
 	REASON_SENT_TOO_BIG,	     /* does not fit the next hop; its sender was told the MTU */
 	REASON_DROP_NO_BACKEND,	     /* none, and an answer was not due (an RST) or over its budget */
@@ -43,11 +43,12 @@ enum reason {
 	REASON_DROP_NO_HEADROOM,     /* the driver left no room for an outer header */
 	REASON_DROP_NAT_NO_FLOW,     /* an RST, ICMP error or fragment of a flow that is not known */
 	REASON_DROP_NAT_NO_PORT,     /* every port tried is taken towards this backend */
+	REASON_DROP_NAT_SCTP_PORT,   /* TC: another has its port, and SCTP cannot get a new one */
 	REASON_DROP_NAT_TABLE_FULL,
 	REASON_DROP_NAT_NO_SOURCE,   /* no address of this host in the backend's family */
 	REASON_DROP_NAT_OVER_BUDGET, /* TC: too many new flows a second */
-	REASON_DROP_NAT_INVALID,     /* TC: not what TCP may say in its flow's state */
-	REASON_DROP_NAT_FRAGMENT,    /* TC: of what is masqueraded */
+	REASON_DROP_NAT_INVALID,     /* TC: not what TCP or SCTP may say in its flow's state */
+	REASON_DROP_NAT_FRAGMENT,    /* TC: to be masqueraded, and its first one was not */
 	REASON_DROP_NAT_CLASH,	     /* TC: to a backend itself, in the tuple of a flow to a VIP */
 	REASON_DROP_NAT46_FRAGMENT,  /* to or from a backend of the other family: not translated */
 	REASON_DROP_NAT46_NO_EQUAL,  /* likewise: the other family has nothing like it */
@@ -103,7 +104,7 @@ enum scope {
 struct svc_entry {
 	__u8 vip[16]; /* IPv6, or IPv4-mapped */
 	__be16 port; /* 0 = every one that no other entry has */
-	__u8 proto;  /* IPPROTO_TCP, IPPROTO_UDP */
+	__u8 proto;  /* IPPROTO_TCP, IPPROTO_UDP, IPPROTO_SCTP */
 	__u8 scope;  /* enum scope */
 	/* Written last, with port, proto and scope as one word: the service, 0 = no entry; and, in a
 	 * line's first entry, the reach of the keys whose home the line is. */
@@ -334,12 +335,13 @@ struct flow_line {	 /* map flows, by line; mmap-ed: bpf/flow_table.h */
  * matters neither which processor was first nor which entry is looked at: bpf/track.h. */
 enum nat_track {
 	NAT_TRACKED = 1,      /* TC made the flow; without it the other bits mean nothing */
-	NAT_ANSWERED = 2,     /* by the backend; TCP: SYN-ACK */
-	NAT_ASSURED = 4,      /* a packet of the client came after that; TCP: established */
-	NAT_ENDED_CLIENT = 8, /* FIN */
+	NAT_ANSWERED = 2,     /* by the backend; TCP: SYN-ACK; SCTP: INIT ACK */
+	NAT_ASSURED = 4,      /* a packet of the client came after that; TCP, SCTP: established */
+	NAT_ENDED_CLIENT = 8, /* FIN, SHUTDOWN */
 	NAT_ENDED_BACKEND = 16,
-	NAT_BROKEN = 32,      /* RST */
+	NAT_BROKEN = 32,      /* RST, ABORT */
 	NAT_MASQUERADED = 64, /* what the flow is, from its beginning: see struct masq_val */
+	NAT_ECHOED = 128,     /* SCTP: COOKIE ECHO, after NAT_ANSWERED */
 };
 
 /* How a client's packets came, which is how its replies go back. */
@@ -487,12 +489,13 @@ struct echo_val {	 /* map echo, value */
 	__u32 svc;	 /* for whom it is counted */
 };
 
-struct ports_val {	 /* map ports: TCP's 1,024 words, then UDP's; mmap-ed */
+struct ports_val {	 /* map ports: TCP's 1,024 words, UDP's, then SCTP's; mmap-ed */
 	__u64 bits;	 /* a port somebody serves, or one of nat's own */
 };
 
 #define ANY_PORT_TCP 1
 #define ANY_PORT_UDP 2
+#define ANY_PORT_SCTP 4
 
 struct meta_val {	 /* map meta: one element; mmap-ed */
 	enum abi abi;	 /* of whoever made the pinned maps */

@@ -11,6 +11,16 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY   129
 
+/* And where its identifier stands: the packet's third 16 bits, since it begins with type, code and
+ * checksum. */
+#define ECHO_ID 2
+
+/* By type and code, as they stand in the packet. */
+static __always_inline bool is_echo_request(__be16 first, bool ipv6)
+{
+	return first == bpf_htons((ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST) << 8);
+}
+
 static __always_inline bool is_unicast(const struct packet *pkt)
 {
 	const __u8 *a = pkt->key.saddr;

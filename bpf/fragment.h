@@ -62,8 +62,9 @@ __noinline __u64 look_fragment(struct CONTEXT *ctx, struct packet *pkt)
 	s->svc = first->svc;
 	s->backend = first->backend;
 	if (!s->backend)
-		return look_reverse(pkt, s) ? LOOK_FOUND :
-					      word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
+		return look_reverse(pkt, s) || look_masqueraded(pkt, s) ?
+			       LOOK_FOUND :
+			       word_of(verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW));
 	service = bpf_map_lookup_elem(&svc, &s->svc);
 	s->mode = service ? service->mode : MODE_NONE;
 	if (s->mode == MODE_NONE)

@@ -43,7 +43,8 @@ static __always_inline __u64 frontend_hash(const struct flow_key *key, bool ipv6
 
 static __always_inline bool is_port_of_ours(__u8 proto, __u32 port)
 {
-	__u32 index = (proto == IPPROTO_UDP) << 10 | port >> 6;
+	/* 6, 17 and 132: the first, second and third 1,024 words. */
+	__u32 index = ((proto >> 4 & 1) | (proto >> 6 & 2)) << 10 | port >> 6;
 	struct ports_val *p = bpf_map_lookup_elem(&ports, &index);
 
 	return p && p->bits >> (port & 63) & 1;
@@ -85,6 +86,13 @@ static __always_inline __u32 find_frontend(const struct flow_key *key, __u32 tai
 	return 0;
 }
 
+static __always_inline __u32 any_port_of(__u8 proto)
+{
+	return proto == IPPROTO_TCP ? ANY_PORT_TCP :
+	       proto == IPPROTO_UDP ? ANY_PORT_UDP :
+				      ANY_PORT_SCTP;
+}
+
 /* Of a frontend that has every port of its VIP. */
 static __noinline __u32 find_any_port(const struct flow_key *key, bool ipv6, __u32 mask)
 {
@@ -92,7 +100,7 @@ static __noinline __u32 find_any_port(const struct flow_key *key, bool ipv6, __u
 	struct meta_val *m = bpf_map_lookup_elem(&meta, &zero);
 	__u64 unused;
 
-	if (!m || !(m->any_port & (key->proto == IPPROTO_UDP ? ANY_PORT_UDP : ANY_PORT_TCP)))
+	if (!m || !(m->any_port & any_port_of(key->proto)))
 		return 0;
 	tail = find_frontend(key, tail, frontend_hash(key, ipv6, tail), mask, &unused);
 	step(STEP_FRONTEND, tail, 1);

@@ -71,12 +71,15 @@ static __always_inline void read_quote(struct CONTEXT *ctx, struct packet *pkt)
 		ports = inner + ip->ihl * 4;
 		map_ipv4(pkt->key.saddr, ip->daddr);
 	}
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
-		return;
 	port = at(ctx, ports);
 	if ((void *)port + 8 > end(ctx) || ports + 8 > ETH_HLEN + pkt->ip_len)
 		return;
-	set_ports(&pkt->key, port[1], port[0], proto);
+	if (has_ports(proto))
+		set_ports(&pkt->key, port[1], port[0], proto);
+	else if (AT_TC && proto == pkt->key.proto && is_echo_request(port[0], pkt->ipv6))
+		set_ports(&pkt->key, 0, port[ECHO_ID], proto);
+	else
+		return;
 	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
 	pkt->hash = flow_hash(&pkt->key, pkt->ipv6, pkt->frontend);
 	pkt->quoted_ports = ports;
@@ -115,10 +118,9 @@ __noinline __u64 look_quote(struct packet *pkt)
 				       look_reverse(pkt, s) ?
 			       LOOK_FOUND :
 			       LOOK_NOTHING;
-	if (!is_served(&pkt->key))
+	if (!may_be_ours(&pkt->key))
 		return LOOK_NOTHING;
-	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count &&
-	    look_reverse(pkt, s))
+	if (may_be_reply(&pkt->key) && look_reverse(pkt, s))
 		return LOOK_FOUND;
 	s->svc = find_service(pkt);
 	service = bpf_map_lookup_elem(&svc, &s->svc);
@@ -202,17 +204,25 @@ __noinline __u64 rewrite_quote(struct CONTEXT *ctx, const struct packet *pkt)
 	port = at(ctx, ports);
 	if ((void *)(port + 4) > end(ctx))
 		return broken;
-	all = (__u64)(__u16)~port[0] + (__u16)~port[1] + s->to.sport + s->to.dport;
-	port[0] = s->to.dport;
-	port[1] = s->to.sport;
+	if (AT_TC && is_icmp(pkt)) {
+		all = (__u64)(__u16)~port[ECHO_ID] + s->to.dport;
+		port[ECHO_ID] = s->to.dport;
+	} else {
+		all = (__u64)(__u16)~port[0] + (__u16)~port[1] + s->to.sport + s->to.dport;
+		port[0] = s->to.dport;
+		port[1] = s->to.sport;
+	}
 	sum += all;
-	all += address_change(pkt, &s->to);
+	if (!AT_TC || pkt->key.proto != IPPROTO_ICMP) /* which has no pseudo-header */
+		all += address_change(pkt, &s->to);
 	/* TCP's checksum is beyond the eight bytes that every quote has. */
 	if (pkt->key.proto == IPPROTO_TCP) {
 		if (ports + 18 <= ETH_HLEN + pkt->ip_len && (void *)(port + 9) <= end(ctx))
 			sum += swap_check(&port[8], all);
-	} else if (port[3]) {
+	} else if (pkt->key.proto == IPPROTO_UDP && port[3]) {
 		sum += swap_check(&port[3], all);
+	} else if (AT_TC && is_icmp(pkt)) {
+		sum += swap_check(&port[1], all);
 	}
 	/* Once more: 6.1 knows no bound of the copy that clang 14 has kept ("R2 offset is outside of
 	 * the packet"). */
@@ -240,8 +250,7 @@ __noinline __u64 look_icmp(struct CONTEXT *ctx, struct packet *pkt)
 	icmp = at(ctx, l4);
 	if ((void *)(icmp + 1) > end(ctx) || !fits_frame(ctx, pkt))
 		return 0;
-	if (pkt->way != WAY_TC_OUT &&
-	    icmp->type == (pkt->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST) && !icmp->code)
+	if (pkt->way != WAY_TC_OUT && is_echo_request(*(__be16 *)icmp, pkt->ipv6))
 		return answer_echo(ctx, pkt);
 	if (is_error(icmp->type, pkt->ipv6))
 		read_quote(ctx, pkt);

@@ -12,6 +12,19 @@
 #define LOOK_NOTHING 0 /* it is the stack's */
 #define LOOK_FOUND   1
 
+/* At TC a reply of SCTP comes for whatever port the client has; one of ICMP has no port, and an
+ * identifier among nat's. */
+static __always_inline bool may_be_reply(const struct flow_key *key)
+{
+	return (AT_TC && key->proto == IPPROTO_SCTP) ||
+	       (__u16)(bpf_ntohs(key->dport) - config.nat_port_min) < config.nat_port_count;
+}
+
+static __always_inline bool may_be_ours(const struct flow_key *key)
+{
+	return (AT_TC && key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP) || is_served(key);
+}
+
 static __always_inline bool fits_frame(struct CONTEXT *ctx, const struct packet *pkt)
 {
 	return ETH_HLEN + pkt->ip_len <= frame_len(ctx, ctx->data_end - ctx->data);
@@ -51,7 +64,7 @@ static __always_inline bool look_reverse(const struct packet *pkt, struct nat_sc
 
 	s->key = pkt->key; /* before 6.2 no map takes a key from a function's argument */
 	rev = look_back(&s->key, pkt->hash, s);
-	if (!rev || is_left_to_tc(rev))
+	if (!rev || is_left_to_tc(rev, pkt->key.proto))
 		return false;
 	/* A masqueraded flow's are for an address of this host, and routed after that. */
 	leaves = is_routed(rev) && !(rev->track & NAT_MASQUERADED);
@@ -63,11 +76,36 @@ static __always_inline bool look_reverse(const struct packet *pkt, struct nat_sc
 	return true;
 }
 
+/* What leaves the node with another address: MODE_NONE, since it is no service's. */
+static __always_inline bool look_masqueraded(const struct packet *pkt, struct nat_scratch *s)
+{
+	struct nat_fwd_val *fwd;
+	__u64 word;
+
+	if (!AT_TC || pkt->way != WAY_TC_OUT)
+		return false;
+	s->key = pkt->key;
+	fwd = bpf_map_lookup_elem(&nat_fwd, &s->key);
+	if (!fwd || !(fwd->track & NAT_MASQUERADED))
+		return false;
+	word = READ_ONCE(fwd->word);
+	s->to = pkt->key;
+	__builtin_memcpy(s->to.saddr, fwd->saddr, 16);
+	if (word >> 32 != pkt->hash || READ_ONCE(fwd->word) != word)
+		return false; /* recycled under us */
+	s->svc = 0;
+	s->backend = 0;
+	s->mode = MODE_NONE;
+	return true;
+}
+
 static __always_inline enum reason sent_reason(const struct packet *pkt,
 					       const struct nat_scratch *s)
 {
 	if (pkt->quote)
 		return s->backend ? REASON_SENT_ERROR_TO_BACKEND : REASON_SENT_ERROR_TO_CLIENT;
+	if (AT_TC && s->mode == MODE_NONE)
+		return REASON_SENT_MASQUERADED;
 	return s->backend ? REASON_SENT_TO_BACKEND : REASON_SENT_TO_CLIENT;
 }
 

@@ -159,7 +159,7 @@ static __noinline enum replied nat_reply(struct xdp_md *ctx, const struct packet
 	__u64 now;
 
 	step(STEP_NAT_REPLY, rev ? 1 : 0, rev ? rev->svc : 0);
-	if (!rev || is_left_to_tc(rev))
+	if (!rev || is_left_to_tc(rev, pkt->key.proto))
 		return REPLY_NONE;
 	if (!DRY_RUN && closes(pkt))
 		rev->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_BACKEND;

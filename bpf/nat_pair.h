@@ -108,10 +108,26 @@ static __always_inline void count_refused(__u32 backend)
 		__sync_fetch_and_add(&n->flows, 1);
 }
 
+/* The client's own port, or none: see bpf/sctp.h. */
+static __always_inline bool claim_own_port(const struct packet *pkt, struct translation *t,
+					   struct nat_scratch *s, enum reason *why)
+{
+	int err;
+
+	t->to.sport = pkt->key.sport;
+	err = claim(pkt, t, s);
+	*why = err == -EEXIST ? REASON_DROP_NAT_SCTP_PORT : REASON_DROP_NAT_TABLE_FULL;
+	if (err == -EEXIST)
+		count_refused(t->backend);
+	return !err;
+}
+
 /* Claims a port towards the backend; returns whether one was had, else `*why`. */
 static __noinline bool claim_port(const struct packet *pkt, struct translation *t,
 				  struct nat_scratch *s, enum reason *why)
 {
+	if (AT_TC && pkt->key.proto == IPPROTO_SCTP)
+		return claim_own_port(pkt, t, s, why);
 	*why = REASON_DROP_NAT_NO_PORT;
 	/* 64 bits wide: a 32-bit counter, spilled, is unknown to the verifier (6.18, clang 14:
 	 * "infinite loop detected"). */
@@ -171,9 +187,9 @@ static __always_inline bool is_routed(const struct nat_rev_val *rev)
 	return !rev->back.ifindex;
 }
 
-static __always_inline bool is_left_to_tc(const struct nat_rev_val *rev)
+static __always_inline bool is_left_to_tc(const struct nat_rev_val *rev, __u8 proto)
 {
-	return !AT_TC && (is_routed(rev) || rev->hairpin);
+	return !AT_TC && (is_routed(rev) || rev->hairpin || proto == IPPROTO_SCTP);
 }
 
 /* How a packet of a backend goes back to its client: `to` and `back` of the scratch memory. NULL if

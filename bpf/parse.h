@@ -7,6 +7,7 @@
 #include <linux/udp.h>
 
 #include "frontend.h"
+#include "sctp.h"
 #include "verdict.h"
 
 /* Extension headers looked through; a packet with more is the stack's. */
@@ -26,9 +27,12 @@ struct packet {
 	__u32 hash;	/* flow_hash() of key */
 	__u32 len;	/* of the frame as it came */
 	__u32 ip_len;	/* bytes from the IP header to the end of its payload */
-	__u32 seq;	/* TCP only, host order */
+	union {
+		__u32 seq;    /* TCP, host order. SCTP: 0 as an association opens, or SCTP_LATER */
+		__u32 chunks; /* SCTP, at TC: see_chunks() */
+	};
 	__u16 l4;	/* offset of the transport header in the frame */
-	__u8 tcp_flags;
+	__u8 tcp_flags; /* SCTP: what means the same to a flow */
 	bool ipv6;
 	bool quote;	    /* an ICMP error; key is of the packet it quotes, reversed */
 	bool first;	    /* the first of several fragments */
@@ -137,6 +141,7 @@ __noinline int skip_extensions(struct CONTEXT *ctx, struct packet *pkt, __u32 ne
 			__be16 where = *(__be16 *)(ext + 2);
 
 			pkt->fragment_id = *(__be32 *)(ext + 4);
+			pkt->key.proto = ext[0]; /* all that a later one says of it */
 			if (where & bpf_htons(IPV6_OFFSET))
 				return NEXTHDR_FRAGMENT;
 			pkt->first = where & bpf_htons(IPV6_MF) ? 1 : 0;
@@ -182,6 +187,25 @@ static __always_inline bool parse_ipv6(struct CONTEXT *ctx, void *from, void *to
 	return true;
 }
 
+/* What the first chunk means to a flow. After its INIT an association's next packet begins with COOKIE
+ * ECHO (RFC 9260, 5.1): any other is of an older one with the same tuple. */
+static __always_inline void read_first_chunk(const struct sctp_start *sctp, struct packet *pkt)
+{
+	__u8 type = sctp->chunk.type;
+
+	pkt->seq = SCTP_LATER;
+	if (type == SCTP_INIT && !sctp->tag) {
+		pkt->tcp_flags = TCP_SYN;
+		pkt->seq = 0;
+	} else if (type == SCTP_COOKIE_ECHO) {
+		pkt->seq = 0;
+	} else if (type == SCTP_ABORT) {
+		pkt->tcp_flags = TCP_RST;
+	} else if (type == SCTP_SHUTDOWN_ACK || type == SCTP_SHUTDOWN_COMPLETE) {
+		pkt->tcp_flags = TCP_FIN;
+	}
+}
+
 static __always_inline bool parse_ports(struct CONTEXT *ctx, void *from, void *to,
 					struct packet *pkt)
 {
@@ -200,6 +224,14 @@ static __always_inline bool parse_ports(struct CONTEXT *ctx, void *from, void *t
 		header = tcp->doff * 4;
 		if (header < sizeof(*tcp))
 			return false;
+	} else if (pkt->key.proto == IPPROTO_SCTP) {
+		struct sctp_start *sctp = from + offset;
+
+		if ((void *)(sctp + 1) > to)
+			return false;
+		set_ports(&pkt->key, sctp->source, sctp->dest, IPPROTO_SCTP);
+		read_first_chunk(sctp, pkt);
+		header = sizeof(*sctp);
 	} else {
 		struct udphdr *udp = from + offset;
 
@@ -211,6 +243,12 @@ static __always_inline bool parse_ports(struct CONTEXT *ctx, void *from, void *t
 	 * room for the header whose ports we have read. */
 	return ETH_HLEN + pkt->ip_len <= frame_len(ctx, to - from) &&
 	       offset + header <= ETH_HLEN + pkt->ip_len;
+}
+
+/* Of the protocols that services have. */
+static __always_inline bool has_ports(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_SCTP;
 }
 
 /* `from` and `to` are where the frame begins and ends, or what of it can be read ends. */
@@ -229,7 +267,7 @@ static __always_inline bool parse(struct CONTEXT *ctx, void *from, void *to, str
 	} else {
 		return false;
 	}
-	if (pkt->key.proto != IPPROTO_TCP && pkt->key.proto != IPPROTO_UDP) {
+	if (!has_ports(pkt->key.proto)) {
 		*why = REASON_PASS_NOT_OURS;
 		return false;
 	}
@@ -237,10 +275,16 @@ static __always_inline bool parse(struct CONTEXT *ctx, void *from, void *to, str
 	return parse_ports(ctx, from, to, pkt);
 }
 
-/* A SYN that opens a connection. */
+/* A SYN that opens a connection, or an INIT that opens an association. */
 static __always_inline bool opens(const struct packet *pkt)
 {
 	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+}
+
+/* Whether it may be the first packet of a flow: of datagrams, any. */
+static __always_inline bool may_begin(const struct packet *pkt)
+{
+	return (pkt->key.proto != IPPROTO_TCP && pkt->key.proto != IPPROTO_SCTP) || opens(pkt);
 }
 
 static __always_inline bool closes(const struct packet *pkt)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Neither TCP nor UDP, or a fragment without ports. */
+/* None of the protocols with ports, or a fragment without them. */
 #ifndef SHUNT_RELATED_H
 #define SHUNT_RELATED_H
 

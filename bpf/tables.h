@@ -10,7 +10,7 @@
 #include "array_map.h"
 
 ARRAY_MAP(meta, struct meta_val, 1, BPF_F_MMAPABLE);
-ARRAY_MAP(ports, struct ports_val, 2048, BPF_F_MMAPABLE);
+ARRAY_MAP(ports, struct ports_val, 3072, BPF_F_MMAPABLE);
 ARRAY_MAP(services, struct svc_line, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(svc, struct svc_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(svc_options, struct svc_options, 1024, BPF_F_MMAPABLE);

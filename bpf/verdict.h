@@ -66,7 +66,8 @@ static __always_inline struct verdict verdict_of(__u64 word)
 static __always_inline bool sent_on(__u32 reason)
 {
 	return reason == REASON_SENT_TO_BACKEND || reason == REASON_SENT_TO_CLIENT ||
-	       reason == REASON_SENT_ERROR_TO_BACKEND || reason == REASON_SENT_ERROR_TO_CLIENT;
+	       reason == REASON_SENT_ERROR_TO_BACKEND || reason == REASON_SENT_ERROR_TO_CLIENT ||
+	       reason == REASON_SENT_MASQUERADED;
 }
 
 /* A backend's packets are counted where it is known who it is, long before the packet leaves: by

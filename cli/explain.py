@@ -56,7 +56,7 @@ def explain(
 
     The balancer's own program runs on the tables in force. Nothing is sent, counted or changed:
     each packet is explained as if it were the next to come. With --proto icmp, an echo request
-    between addresses without ports.
+    between addresses without ports; with --proto sctp an INIT, or DATA if there is a payload.
     """
     where: Json = {"leaving": True} if leaving else {}
     if interface is not None:

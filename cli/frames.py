@@ -13,7 +13,7 @@ from shunt.lb.errors import ShuntError
 from shunt.lb.model import IPAddress
 
 TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg")
-PROTOCOLS = ("tcp", "udp", "icmp")
+PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 # As from a router to this host. Which MACs they are does not matter to the balancer.
 _PEER, _OWN = bytes((2, 0, 0, 0, 0, 1)), bytes((2, 0, 0, 0, 0, 2))
 _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
@@ -47,7 +47,9 @@ def make(
     flags: Sequence[str] = (),
     payload: int = 0,
 ) -> bytes:
-    """One packet; an echo request for icmp. Checksums are right.
+    """One packet; an echo request for icmp; for sctp an INIT, or DATA if there is a payload.
+
+    Checksums are right.
 
     Raises: ShuntError if the families differ.
     """
@@ -68,6 +70,8 @@ def make(
     elif protocol == "udp":
         data = dpkt.udp.UDP(sport=sport, dport=dport, ulen=8 + payload, data=bytes(payload))
         number = 17
+    elif protocol == "sctp":
+        data, number = _sctp(sport, dport, payload), 132
     elif src.version == 4:
         data = dpkt.icmp.ICMP(type=8, data=dpkt.icmp.ICMP.Echo(id=1, seq=1, data=bytes(payload)))
         number = 1
@@ -82,6 +86,19 @@ def make(
             src=src.packed, dst=dst.packed, nxt=number, plen=len(data), hlim=64, data=data
         )
     return _OWN + _PEER + _ETHERTYPES[src.version] + bytes(ip)
+
+
+def _sctp(sport: int, dport: int, payload: int) -> Any:
+    import dpkt
+
+    # INIT: tag, window, two numbers of streams, TSN. DATA: TSN, stream, number in it, protocol.
+    first, kind = (bytes(12) + bytes(payload), 3) if payload else ((bytes(3) + b"\1") * 4, 0)
+    length = 4 + len(first)
+    packet = dpkt.sctp.SCTP(sport=sport, dport=dport, vtag=1 if payload else 0)
+    number = dpkt.sctp.DATA if payload else dpkt.sctp.INIT
+    chunk = dpkt.sctp.Chunk(type=number, flags=kind, len=length, data=first)
+    chunk.padding, packet.chunks = bytes(-length % 4), [chunk]
+    return packet
 
 
 def captured(path: Path) -> Iterator[bytes]:

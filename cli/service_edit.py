@@ -23,7 +23,7 @@ REQUEST = "request"  # what shuntd's errors call the text that was sent
 @click.option(
     "--vip", "vips", multiple=True, metavar="ADDRESS|pool/NAME|node/NETWORK", help="One or more."
 )
-@click.option("--port", "ports", multiple=True, metavar="PORT[/udp]", help="One or more.")
+@click.option("--port", "ports", multiple=True, metavar="PORT[/udp|/sctp]", help="One or more.")
 @click.option("--backend", "backends", multiple=True, metavar="ADDRESS[:PORT]")
 @click.option("--mode", type=click.Choice(["dsr-ipip", "dsr-l2", "nat", "local"]))
 @click.option("--health", type=click.Choice(["none", "tcp"]))

@@ -189,6 +189,13 @@ def bonding(modules: Path = MODULES, release: str = "") -> Feature:
     return _by_module("bonding", "bonding", what, fix, modules, release)
 
 
+def sctp(modules: Path = MODULES, release: str = "") -> Feature:
+    """Sockets of SCTP, of which the balancer itself needs none."""
+    what = "no process of this host can serve SCTP; it is balanced without"
+    fix = "boot a kernel with CONFIG_IP_SCTP (every Debian kernel has it)"
+    return _by_module("sctp", "sctp", what, fix, modules, release)
+
+
 def xdp_features() -> Feature:
     present = netdev.xdp_acts(1) is not None
     return Feature(
@@ -295,6 +302,7 @@ PROBES: tuple[Callable[[], Feature], ...] = (
     ipip,
     vlan,
     bonding,
+    sctp,
     hook_compiler,
 )
 

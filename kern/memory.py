@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
+import os
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,12 @@ def sparse(elements: int, dtype: DTypeLike) -> NDArray[Any]:
     memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype, elements)
+
+
+@functools.cache
+def physical_bytes() -> int:
+    """This machine's memory, as it was when it was asked for first."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def trim() -> None:

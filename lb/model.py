@@ -25,6 +25,16 @@ class Protocol(IntEnum):
 
     TCP = 6
     UDP = 17
+    SCTP = 132
+
+    @property
+    def connects(self) -> bool:
+        """Whether a flow has a first packet that says so, and ends: it may end in peace."""
+        return self is not Protocol.UDP
+
+
+# Of services, and of what is translated beside them.
+PROTOCOL_NAMES = {1: "icmp", 58: "icmpv6", **{int(p): p.name.lower() for p in Protocol}}
 
 
 class Mode(StrEnum):

@@ -45,12 +45,16 @@ static __noinline bool change_checksum(struct __sk_buff *ctx, const struct packe
 		(__u64)(__u16)~pkt->key.sport + (__u16)~pkt->key.dport + to->sport + to->dport;
 	bool udp = pkt->key.proto == IPPROTO_UDP;
 	__u32 offset =
-		pkt->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+		pkt->l4 + (udp				 ? offsetof(struct udphdr, check) :
+			   pkt->key.proto == IPPROTO_TCP ? offsetof(struct tcphdr, check) :
+							   offsetof(struct icmp_error, checksum));
 	__u64 mangled = udp ? BPF_F_MARK_MANGLED_0 : 0;
 
 	addresses = (addresses & 0xffffffff) + (addresses >> 32);
 	addresses = (addresses & 0xffffffff) + (addresses >> 32);
-	if (bpf_l4_csum_replace(ctx, offset, 0, addresses, BPF_F_PSEUDO_HDR | mangled) ||
+	/* ICMP's has no pseudo-header, but for IPv6. */
+	if ((pkt->key.proto != IPPROTO_ICMP &&
+	     bpf_l4_csum_replace(ctx, offset, 0, addresses, BPF_F_PSEUDO_HDR | mangled)) ||
 	    bpf_l4_csum_replace(ctx, offset, 0, ports, mangled))
 		return false;
 	/* Where the device has summed up the whole packet: of IPv4 that sum changes, since the header
@@ -60,7 +64,7 @@ static __noinline bool change_checksum(struct __sk_buff *ctx, const struct packe
 	return true;
 }
 
-/* A later fragment has nothing but addresses. Where the device has summed it up, that sum changes with
+/* A later fragment has nothing but addresses, and of SCTP nothing else is changed. Where the device has summed it up, that sum changes with
  * those of IPv6, which has no checksum for them. */
 static __noinline bool change_rest(struct __sk_buff *ctx, const struct packet *pkt,
 				   const struct flow_key *to)
@@ -84,13 +88,20 @@ static __always_inline bool change(struct __sk_buff *ctx, const struct packet *p
 
 	if (pkt->quote)
 		return !rewrite_quote(ctx, pkt);
-	if (pkt->rest)
+	if (pkt->key.proto == IPPROTO_SCTP &&
+	    (pkt->key.sport != to->sport || pkt->key.dport != to->dport))
+		return false;
+	if (pkt->rest || pkt->key.proto == IPPROTO_SCTP)
 		return change_rest(ctx, pkt, to);
 	if (!change_checksum(ctx, pkt, to, addresses) || !write_addresses(ctx, pkt, to, addresses))
 		return false;
 	ports = transport(ctx, pkt);
-	if (!ports || (void *)(ports + 2) > end(ctx))
+	if (!ports || (void *)(ports + ECHO_ID + 1) > end(ctx))
 		return false;
+	if (is_icmp(pkt)) {
+		ports[ECHO_ID] = to->sport | to->dport; /* one is 0 */
+		return true;
+	}
 	ports[0] = to->sport;
 	ports[1] = to->dport;
 	return true;

@@ -92,7 +92,7 @@ static __noinline enum known recall_flow(const struct packet *pkt, struct transl
 		return KNOWN_ENDED;
 	/* As in XDP: what may begin anew does not stay with a backend that is down. */
 	over = bits & NAT_TRACKED ? track_over(bits) : fwd->state == FLOW_CLOSING;
-	if ((pkt->key.proto == IPPROTO_UDP || opens(pkt)) && (over || !(b->flags & BACKEND_UP)))
+	if (may_begin(pkt) && (over || !(b->flags & BACKEND_UP)))
 		return KNOWN_ENDED;
 	return go_on(fwd, pkt, &t->to, bits, s) ? KNOWN : KNOWN_REFUSED;
 }
@@ -181,7 +181,7 @@ static __always_inline struct verdict forward(struct __sk_buff *ctx, const struc
 	if (found == KNOWN && p.certain && t.backend != p.named)
 		found = KNOWN_ENDED; /* its tuple is another connection's now */
 	if (found != KNOWN) {
-		if (pkt->key.proto == IPPROTO_TCP && !opens(pkt))
+		if (!may_begin(pkt))
 			return verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW);
 		choose_new(pkt, &p);
 		if (!p.cur)

@@ -12,7 +12,33 @@
 #ifndef SHUNT_MASQUERADE_H
 #define SHUNT_MASQUERADE_H
 
+#include "echo.h"
 #include "forward.h"
+
+/* An echo request on its way out, or a reply on its way in: the packet has its tuple from now on, of
+ * which the requester's port is the identifier, and the other is 0. Not static: verified once. */
+__noinline int read_echo(struct __sk_buff *ctx, struct packet *pkt)
+{
+	__be16 *icmp;
+	__u8 wanted;
+
+	if (!pkt || !config.masquerade || !is_icmp(pkt) || !fits_frame(ctx, pkt))
+		return false;
+	icmp = transport(ctx, pkt);
+	if (!icmp || (void *)(icmp + 4) > end(ctx))
+		return false;
+	if (pkt->way == WAY_TC_OUT)
+		wanted = pkt->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST;
+	else
+		wanted = pkt->ipv6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY;
+	if (icmp[0] != bpf_htons(wanted << 8)) /* its code is 0 */
+		return false;
+	if (pkt->way == WAY_TC_OUT)
+		set_ports(&pkt->key, icmp[ECHO_ID], 0, pkt->key.proto);
+	else
+		set_ports(&pkt->key, 0, icmp[ECHO_ID], pkt->key.proto);
+	return true;
+}
 
 /* enum masq_net */
 static __noinline __u32 kinds_of(const __u8 *addr)
@@ -58,7 +84,7 @@ static __noinline enum known recall_masqueraded(const struct packet *pkt, struct
 	/* The kernel may have recycled the element under us; `word` is written first. */
 	if (READ_ONCE(fwd->word) != word || word >> 32 != pkt->hash || !(bits & NAT_MASQUERADED))
 		return KNOWN_NOT;
-	if ((pkt->key.proto == IPPROTO_UDP || opens(pkt)) && track_over(bits))
+	if (may_begin(pkt) && track_over(bits))
 		return KNOWN_ENDED;
 	return go_on(fwd, pkt, &t->to, bits, s) ? KNOWN : KNOWN_REFUSED;
 }
@@ -92,6 +118,16 @@ static __noinline bool create_masqueraded(const struct packet *pkt, const struct
 	return true;
 }
 
+/* A later fragment of which nothing is known: with its own address it must not leave either. */
+static __always_inline bool may_not_leave(struct __sk_buff *ctx, const struct packet *pkt)
+{
+	struct masq_key device = {.ifindex = ctx->ifindex};
+
+	return config.masquerade && has_ports(pkt->key.proto) &&
+	       bpf_map_lookup_elem(&masq, &device) && kinds_of(pkt->key.saddr) & MASQ_NET_SOURCE &&
+	       !(kinds_of(pkt->key.daddr) & MASQ_NET_NOT_TO);
+}
+
 /* False if the packet leaves as it is. */
 static __always_inline bool masquerade(struct __sk_buff *ctx, struct packet *pkt,
 				       struct nat_scratch *s, struct verdict *v)
@@ -118,7 +154,7 @@ static __always_inline bool masquerade(struct __sk_buff *ctx, struct packet *pkt
 		if (source ? kinds_of(pkt->key.daddr) & MASQ_NET_NOT_TO : !is_to_backend(pkt, s))
 			return false;
 		*v = verdict(XDP_DROP, REASON_DROP_NAT_NO_FLOW);
-		if (pkt->key.proto == IPPROTO_TCP && !opens(pkt))
+		if (!may_begin(pkt))
 			return true;
 		if (found == KNOWN_ENDED)
 			nat_end(pkt, &t);
@@ -131,8 +167,6 @@ static __always_inline bool masquerade(struct __sk_buff *ctx, struct packet *pkt
 		step(STEP_MASQUERADE, bpf_ntohs(t.to.sport), found);
 	if (found == KNOWN_REFUSED)
 		*v = verdict(XDP_DROP, REASON_DROP_NAT_INVALID);
-	else if (pkt->first)
-		*v = verdict(XDP_DROP, REASON_DROP_NAT_FRAGMENT);
 	else if (!change(ctx, pkt, &t.to))
 		*v = verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 	else

@@ -56,8 +56,6 @@ static __always_inline bool reply(struct __sk_buff *ctx, struct packet *pkt, str
 		return false;
 	else if (crosses(pkt, &s->to))
 		*v = verdict(XDP_DROP, REASON_DROP_NAT46_NOT_XDP);
-	else if (found == REPLY_MASQUERADED && pkt->first)
-		*v = verdict(XDP_DROP, REASON_DROP_NAT_FRAGMENT);
 	else if (local || found == REPLY_MASQUERADED)
 		*v = pass_on(ctx, pkt, &s->to);
 	else

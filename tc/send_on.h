@@ -28,15 +28,19 @@ static __always_inline bool way_back(struct __sk_buff *ctx, struct last_hop *bac
 }
 
 /* Whether what goes on the wire fits: a packet of many segments is cut up on the way out. */
-static __always_inline bool fits(struct __sk_buff *ctx, const struct packet *pkt, __u32 mtu)
+static __always_inline bool fits(struct __sk_buff *ctx, const struct packet *pkt, __u32 mtu,
+				 __u32 ifindex)
 {
-	__u32 headers = pkt->l4 - ETH_HLEN;
+	__u32 headers = pkt->l4 - ETH_HLEN, any = 0;
 	struct tcphdr *tcp;
 
 	if (pkt->ip_len <= mtu)
 		return true;
 	if (!ctx->gso_size)
 		return false;
+	/* Several of SCTP are no segments of one size: each is as long as it is. */
+	if (pkt->key.proto == IPPROTO_SCTP)
+		return !bpf_check_mtu(ctx, ifindex, &any, 0, BPF_MTU_CHK_SEGS);
 	tcp = transport(ctx, pkt);
 	if (!tcp || (void *)(tcp + 1) > end(ctx))
 		return false;
@@ -129,7 +133,7 @@ static __always_inline struct verdict send_to_backend(struct __sk_buff *ctx,
 		return verdict(XDP_DROP, REASON_DROP_NAT46_NOT_XDP);
 	if (!nh || !nh->ifindex || (!(word << 16) && nh->tags))
 		return verdict(XDP_DROP, REASON_DROP_NO_NEXTHOP);
-	if (!fits(ctx, pkt, word >> 48))
+	if (!fits(ctx, pkt, word >> 48, nh->ifindex))
 		return too_big(ctx, pkt, word >> 48);
 	if (!decrement_ttl(ctx, pkt->ipv6))
 		return verdict(XDP_DROP, REASON_DROP_TTL_EXPIRED);

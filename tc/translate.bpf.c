@@ -19,6 +19,7 @@
  */
 #define CONTEXT __sk_buff
 
+#include "chunks.h"
 #include "forward.h"
 #include "masquerade.h"
 #include "options.h"
@@ -66,7 +67,11 @@ static __always_inline bool parse_headers(struct __sk_buff *ctx, struct packet *
 
 	/* clang 14 would spill half of a packet pointer (as in take_sample()). */
 	asm volatile("" : "+r"(from), "+r"(to));
-	return parse(ctx, from, to, pkt, why);
+	if (!parse(ctx, from, to, pkt, why))
+		return false;
+	if (pkt->key.proto == IPPROTO_SCTP)
+		pkt->chunks = see_chunks(ctx, pkt);
+	return true;
 }
 
 static __always_inline struct verdict decide_ingress(struct __sk_buff *ctx, struct packet *pkt,
@@ -76,15 +81,14 @@ static __always_inline struct verdict decide_ingress(struct __sk_buff *ctx, stru
 	enum reason why;
 	__u32 svc_id;
 
-	if (!parse_headers(ctx, pkt, &why))
+	if (!parse_headers(ctx, pkt, &why) && (why != REASON_PASS_NOT_OURS || !read_echo(ctx, pkt)))
 		return decide_related(ctx, pkt, why);
-	step(STEP_PORT, is_served(&pkt->key), 0);
-	if (!is_served(&pkt->key))
+	step(STEP_PORT, may_be_ours(&pkt->key), 0);
+	if (!may_be_ours(&pkt->key))
 		return not_ours();
 	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
 	pkt->hash = flow_hash(&pkt->key, pkt->ipv6, pkt->frontend);
-	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count &&
-	    reply(ctx, pkt, s, false, &v))
+	if (may_be_reply(&pkt->key) && reply(ctx, pkt, s, false, &v))
 		return v;
 	svc_id = find_service(pkt);
 	if (!svc_id)
@@ -100,8 +104,14 @@ static __always_inline struct verdict decide_egress(struct __sk_buff *ctx, struc
 	struct verdict v;
 	enum reason why;
 
-	if (!parse_headers(ctx, pkt, &why))
-		return decide_related(ctx, pkt, why);
+	if (!parse_headers(ctx, pkt, &why) &&
+	    (why != REASON_PASS_NOT_OURS || !read_echo(ctx, pkt))) {
+		v = decide_related(ctx, pkt, why);
+		if (v.reason == REASON_PASS_NOT_OURS && why == REASON_PASS_FRAGMENT &&
+		    may_not_leave(ctx, pkt))
+			return verdict(XDP_DROP, REASON_DROP_NAT_FRAGMENT);
+		return v;
+	}
 	/* The ports of local backends are in the set, too. */
 	if (is_port_of_ours(pkt->key.proto, bpf_ntohs(pkt->key.sport))) {
 		pkt->hash = whole_hash(&pkt->key, pkt->ipv6);

@@ -33,7 +33,8 @@ static __always_inline bool choose(struct xdp_md *ctx, struct packet *pkt, __u32
 	__u32 slot;
 	__u64 word;
 
-	if (!service || service->mode <= MODE_LOCAL) { /* one comparison for the two */
+	if (!service || service->mode <= MODE_LOCAL || /* one comparison for the two */
+	    (service->mode == MODE_NAT && service->proto == IPPROTO_SCTP)) {
 		*v = not_sent(service);
 		return false;
 	}
@@ -96,7 +97,7 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 	return v;
 }
 
-/* Neither TCP nor UDP, or a fragment without ports. */
+/* None of the protocols with ports, or a fragment without them. */
 static __always_inline struct verdict decide_other(struct xdp_md *ctx, struct packet *pkt,
 						   enum reason why)
 {

@@ -3,7 +3,7 @@
 
 from msgspec import UNSET
 
-from shunt.lb.model import IPNetwork, Port, Protocol, RateLimit, SourceRule
+from shunt.lb.model import IPNetwork, Port, RateLimit, SourceRule
 from shunt.policy import sources
 
 from . import values
@@ -55,8 +55,8 @@ def rate_limit(
     """Of new connections, if any is asked for."""
     if not isinstance(entry.rate, Rate) or entry.rate.connections is UNSET:
         return None
-    if ports and not any(port.protocol is Protocol.TCP for port in ports):
-        why = "it limits new TCP connections, and the service has only UDP ports"
+    if ports and not any(port.protocol.connects for port in ports):
+        why = "it limits new connections, and the service has only UDP ports"
         reader.error((*path, "rate"), "rate limits nothing", why, "remove it")
     per_s = entry.rate.connections
     burst = entry.rate.burst if isinstance(entry.rate.burst, int) else max(1, round(per_s))

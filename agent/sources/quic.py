@@ -20,7 +20,7 @@ def connection_ids(
     if not isinstance(asked, ConnectionIds):
         return None
     if ports and not any(port.protocol is Protocol.UDP for port in ports):
-        why = "QUIC is UDP, and the service has only TCP ports"
+        why = "QUIC is UDP, and the service has no UDP port"
         reader.error(path, "quic routes nothing", why, "add a port such as 443/udp, or remove it")
     if asked.server_id_length is UNSET:
         return None

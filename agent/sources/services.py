@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import ANY_PORT, Backend, IPAddress, IPNetwork, Mode, Port, Service
+from shunt.lb.model import ANY_PORT, Backend, IPAddress, IPNetwork, Mode, Port, Protocol, Service
 
 from . import node, options, quic, values
 from .checks import build_health, duration, refuse
@@ -157,6 +157,7 @@ def _fit_mode(
         _check_families(reader, path, vips, backends)
         _check_ports(reader, path, ports)
     if mode.translates:
+        _check_sctp(reader, path, mode, vips, ports, backends)
         return backends
     numbers = {port.port for port in ports}
     for where, backend in backends.items():
@@ -165,6 +166,31 @@ def _fit_mode(
             why = f"mode {mode} leaves the packet's port as it is, here {others[0]}"
             reader.error(where, what, why, "remove the port, or use mode: nat")
     return {where: structs.replace(b, port=0) if b.port else b for where, b in backends.items()}
+
+
+def _check_sctp(
+    reader: Reader,
+    path: Path,
+    mode: Mode,
+    vips: Sequence[tuple[IPAddress | IPNetwork, Path]],
+    ports: tuple[Port, ...],
+    backends: dict[Path, Backend],
+) -> None:
+    """What cannot be done with a checksum that no program can compute anew: bpf/sctp.h."""
+    numbers = sorted({port.port for port in ports if port.protocol is Protocol.SCTP})
+    if not numbers:
+        return
+    versions = {vip.version for vip, _ in vips}
+    for where, backend in backends.items():
+        if others := [n for n in numbers if backend.port and n != backend.port]:
+            what = f"backend {backend} has another port than {others[0] or 'any'}/sctp"
+            why = "SCTP's checksum covers the ports and cannot be corrected for others"
+            fix = f"let the backend serve {others[0] or 'every port'} and remove its port here"
+            reader.error(where, what, why, fix)
+        if mode is Mode.NAT and versions - {backend.address.version}:
+            what = f"backend {backend} is not of its VIP's family"
+            why = "SCTP is not translated between IPv4 and IPv6"
+            reader.error(where, what, why, "make it two services, one for each family")
 
 
 def _check_ports(reader: Reader, path: Path, ports: tuple[Port, ...]) -> None:

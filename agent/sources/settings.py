@@ -5,12 +5,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET
 
+from shunt.kern.memory import physical_bytes
 from shunt.lb.model import Limits, Settings
+from shunt.lb.sizes import by_memory
 
 from . import values
 from .masquerade import build_masquerade
-from .shape import SettingsFile
+from .shape import SettingsFile, Sizes
 from .typed import Path, Reader, each
 
 _DEFAULT = Settings(interfaces=())
@@ -58,7 +61,7 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         handover=written.handover,
         echo=written.echo == "on",
         sockets=written.sockets,
-        limits=Limits(**msgspec.structs.asdict(written.limits)),
+        limits=_limits(written.limits),
         inserts_per_s=written.budgets.inserts,
         answers_per_s=written.budgets.answers,
         samples_per_s=written.budgets.samples,
@@ -68,6 +71,12 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         check_mark=written.checks.mark,
         check_table=_table(reader, written.checks.table),
     )
+
+
+def _limits(written: Sizes) -> Limits:
+    sizes = by_memory(physical_bytes())._asdict()
+    said = msgspec.structs.asdict(written).items()
+    return Limits(**sizes | {name: size for name, size in said if size is not UNSET})
 
 
 def _table(reader: Reader, table: int) -> int:

@@ -63,7 +63,7 @@ PoolNetworks = (
 )
 BackendAddress = Annotated[str, _text("an IPv4 or IPv6 address", "10.0.0.1")]
 PortNumber = Annotated[int, Meta(ge=1, le=65535, examples=[80])]
-PortText = Annotated[str, _text("PORT, PORT/tcp, PORT/udp or any", "53/udp")]
+PortText = Annotated[str, _text("PORT, PORT/tcp, PORT/udp, PORT/sctp or any", "53/udp")]
 BackendText = Annotated[str, _text("ADDRESS, ADDRESS:PORT or [IPV6]:PORT", "10.0.0.1:8080")]
 DurationNumber = Annotated[float, Meta(description="seconds")]
 DurationText = Annotated[str, _text("seconds, or a number with ms, s, m, h or d", "500ms")]
@@ -131,8 +131,8 @@ class Sizes(Shape, frozen=True):
     sources: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.sources
     rates: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.rates
     server_ids: Annotated[int, Meta(ge=16, le=2**24)] = _LIMITS.server_ids
-    flows: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.flows
-    nat: Annotated[int, Meta(ge=16, le=2**28)] = _LIMITS.nat
+    flows: Annotated[int, Meta(ge=16, le=2**28)] | UnsetType = UNSET
+    nat: Annotated[int, Meta(ge=16, le=2**28)] | UnsetType = UNSET
 
 
 class Metrics(Shape, frozen=True):
@@ -244,7 +244,7 @@ class Sources(Shape, frozen=True):
 
 
 class Rate(Shape, frozen=True):
-    """How many new TCP connections a client network may open."""
+    """How many new TCP connections and SCTP associations a client network may open."""
 
     connections: Annotated[float, Meta(gt=0, le=1e6, description="a number a second")] | UnsetType
     burst: Annotated[int, Meta(ge=1, le=2**20)] | UnsetType = UNSET

@@ -26,7 +26,7 @@ _BROADCAST = IPv4Address("255.255.255.255")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION_FIX = "write it as 2s or 10m"
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
-_PORT = re.compile(r"([0-9]{1,9}|any)(?:/(tcp|udp))?")
+_PORT = re.compile(r"([0-9]{1,9}|any)(?:/(tcp|udp|sctp))?")
 _PORT_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
 
 
@@ -106,15 +106,15 @@ def _port_number(text: str, what: str) -> int:
 
 
 def port(value: int | str) -> Port:
-    """80, "80/tcp", "53/udp", "any", "any/udp". Raises: Refused."""
+    """80, "80/tcp", "53/udp", "3868/sctp", "any", "any/udp". Raises: Refused."""
     match = _PORT.fullmatch(str(value))
     if not match:
-        wants = "PORT, PORT/tcp, PORT/udp or any"
+        wants = "PORT, PORT/tcp, PORT/udp, PORT/sctp or any"
         raise Refused(f"port {shown(str(value))} is not a port", wants, "write 80 or 53/udp")
     number = ANY_PORT
     if match[1] != "any":
         number = _port_number(match[1], f"port {match[1]} is out of range")
-    return Port(number, Protocol.UDP if match[2] == "udp" else Protocol.TCP)
+    return Port(number, Protocol[(match[2] or "tcp").upper()])
 
 
 def backend(text: str) -> Backend:

@@ -18,10 +18,11 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.layers.sctp import SCTP, SCTPChunkData, SCTPChunkInit
 from scapy.packet import Packet, Raw
 
 from tests.packets import quic
-from tests.packets.frames import OWN_MAC, ROUTER_MAC, ether, tcp, udp
+from tests.packets.frames import CHUNKS, OWN_MAC, ROUTER_MAC, ether, sctp, tcp, udp
 
 PORT = 80
 BACKENDS = {
@@ -44,6 +45,9 @@ def services() -> Iterator[tuple[int, str, str, int, str]]:
     for n, (version, mode, proto, state) in enumerate(product((4, 6), MODES, PROTOS, STATES)):
         vip = f"203.0.113.{n}" if version == 4 else f"2001:db8:a::{n:x}"
         yield version, vip, mode, proto, state
+    for n, (version, mode, state) in enumerate(product((4, 6), MODES, STATES), 100):
+        vip = f"203.0.113.{n}" if version == 4 else f"2001:db8:a::{n:x}"
+        yield version, vip, mode, 132, state
 
 
 def frames() -> Iterator[Packet]:
@@ -55,6 +59,10 @@ def frames() -> Iterator[Packet]:
                 for flags in ("S", "A", "FA", "R", "SA"):
                     yield tcp(client, vip, flags, dport=PORT)
                 yield tcp(client, vip, "A", dport=PORT, payload=bytes(1400))
+            elif proto == 132:
+                for chunks in (*CHUNKS, "SACK+ABORT"):
+                    yield sctp(client, vip, chunks, dport=PORT)
+                yield sctp(client, vip, "DATA", dport=PORT, payload=bytes(1400))
             else:
                 yield udp(client, vip, dport=PORT, payload=b"question")
                 for payload in quic_packets():
@@ -80,8 +88,10 @@ def quic_packets() -> Iterator[bytes]:
 def odd(version: int, vip: str, proto: int) -> Iterator[Packet]:
     """Fragments, ICMP, options, tags: towards one VIP."""
     client = CLIENTS[version][0]
-    upper = TCP(sport=1, dport=PORT) if proto == 6 else UDP(sport=1, dport=PORT)
-    quoted = TCP(sport=PORT, dport=1) if proto == 6 else UDP(sport=PORT, dport=1)
+    kind = {6: TCP, 17: UDP, 132: SCTP}[proto]
+    upper, quoted = kind(sport=1, dport=PORT), kind(sport=PORT, dport=1)
+    if proto == 132:
+        upper, quoted = upper / SCTPChunkInit(), quoted / SCTPChunkData(data=b"odd")
     if version == 4:
         inner: Packet = IP(src=vip, dst=client) / quoted
         yield ether(IP(src=client, dst=vip, flags="MF", id=7) / upper / Raw(bytes(64)))

@@ -64,7 +64,7 @@ PYTEST = (
     *LEFT_OUT,
     "tests/packets",
     *(f"{NETNS}{what}.py" for what in ("datapath", "decap", "features", "netdev")),
-    *(f"{NETNS}{what}.py" for what in ("netlink", "nexthops", "tc_attach", "trunk")),
+    *(f"{NETNS}{what}.py" for what in ("netlink", "nexthops", "sctp", "tc_attach", "trunk")),
 )
 
 

@@ -114,9 +114,9 @@ class Host:
             *("--state", str(self.state), *more),
         ]
 
-    def start(self) -> None:
+    def start(self, timeout_s: float = 60) -> None:
         self.process = self.here.start(self.argv(), self.log)
-        self.until(lambda: self.shunt("service", "list").code == 0, "answers")
+        self.until(lambda: self.shunt("service", "list").code == 0, "answers", timeout_s)
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s

@@ -7,6 +7,7 @@ There the pod is another host, behind pod0, and the client is also what pods are
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Host]:
         pod.ip(f"addr add {NEAR[4]}/32 dev lo", f"addr add {NEAR[6]}/128 dev lo")
         # What comes from elsewhere has no way back but by way of the node's own address.
         pod.ip("route del default", "route del ::/0")
+        pod.sysctl({"ipv4.ip_forward": 1})  # so that it says what it knows no way to
         host.here.ip(
             f"route add {NEAR[4]} via {POD_ADDR[4]}", f"route add {NEAR[6]} via {POD_ADDR[6]}"
         )
@@ -95,6 +97,53 @@ def test_udp(node: Host, ip: int, to: str) -> None:
             client.send(b"x" * size)
             line, _, rest = client.recv(2000).partition(b"\n")
             assert (line.decode().split()[0], rest) == (OWN[ip], b"x" * size)
+
+
+@FAMILIES
+@pytest.mark.parametrize("size", [56, 5000], ids=["small", "fragments"])
+def test_pings(node: Host, ip: int, size: int) -> None:
+    """The other host knows no way to who asks, so it is the node's address that it answers."""
+    argv = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", "-s", str(size), POD_ADDR[ip]]
+    both = [
+        subprocess.Popen([*node.outside.enter, *argv], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for ping in both:
+        out, _ = ping.communicate(timeout=60)
+        assert "3 received, 0% packet loss" in out
+        assert out.count(f"from {POD_ADDR[ip]}: icmp_seq=") == 3
+    name = "icmpv6" if ip == 6 else "icmp"
+    rows = [row for row in node.json("nat", "list") if row["protocol"] == name]
+    assert len({row["client_port"] for row in rows}) >= 2
+    assert {(row["own"], 10000 <= row["own_port"] <= 29999) for row in rows} == {(OWN[ip], True)}
+
+
+@FAMILIES
+def test_a_router_beyond_says_that_a_ping_got_no_further(node: Host, ip: int) -> None:
+    """The error quotes what the node sent, and reaches who pinged as if about its own."""
+    nowhere = {4: "198.51.100.1", 6: "2001:db8:bad::1"}[ip]
+    node.outside.ip(f"route replace {nowhere} via {NODE_ADDR[ip]}")
+    node.here.ip(f"route replace {nowhere} via {POD_ADDR[ip]}")
+    argv = ["ping", "-n", "-c", "1", "-W", "5", nowhere]
+    done = subprocess.run(
+        [*node.outside.enter, *argv], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert f"From {POD_ADDR[ip]}" in done.stdout, done.stdout + done.stderr
+    assert "nreachable" in done.stdout
+
+
+@FAMILIES
+def test_large_datagrams(node: Host, ip: int) -> None:
+    """S22, and both ways: the answer is as long."""
+    with node.outside.inside():
+        client = socket.socket(socket.AF_INET6 if ip == 6 else socket.AF_INET, socket.SOCK_DGRAM)
+    with client:
+        client.settimeout(10)
+        client.connect((POD_ADDR[ip], 5300))
+        for size in (3000, 30_000):
+            client.send(b"y" * size)
+            line, _, rest = client.recv(65536).partition(b"\n")
+            assert (line.decode().split()[0], rest) == (OWN[ip], b"y" * size)
 
 
 @FAMILIES

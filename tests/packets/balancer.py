@@ -49,7 +49,7 @@ with Object(OBJECT) as _object:
     SvcFlag: Any = _object.btf.enum("svc_flag", "SVC_")
     SAMPLE = _object.btf.struct("sample")
 
-TCP, UDP = 6, 17
+TCP, UDP, SCTP = 6, 17, 132
 LOOPBACK, ELSEWHERE = 1, 7
 S = 1_000_000_000
 # Where the test's time begins: long after zero, as on a host that has been up for a while.
@@ -239,12 +239,12 @@ class Balancer:
 
     def open_port(self, proto: int, *ports: int) -> None:
         view = self.map("ports").mapped()["bits"]
+        first = (TCP, UDP, SCTP).index(proto) * 1024
         if ANY_PORT in ports:
-            view[1024:] = ~np.uint64(0) if proto == UDP else view[1024:]
-            view[:1024] = ~np.uint64(0) if proto == TCP else view[:1024]
-            self.map("meta").mapped()["any_port"] |= 2 if proto == UDP else 1
+            view[first : first + 1024] = ~np.uint64(0)
+            self.map("meta").mapped()["any_port"] |= 1 << first // 1024
         for port in ports:
-            view[(1024 if proto == UDP else 0) + port // 64] |= np.uint64(1 << port % 64)
+            view[first + port // 64] |= np.uint64(1 << port % 64)
 
     def add_nexthop(
         self,

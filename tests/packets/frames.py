@@ -3,12 +3,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
 from scapy.layers.inet import IP, TCP, UDP, in4_chksum
 from scapy.layers.inet6 import IPv6, in6_chksum
 from scapy.layers.l2 import Ether
+from scapy.layers.sctp import (
+    SCTP,
+    SCTPChunkAbort,
+    SCTPChunkCookieAck,
+    SCTPChunkCookieEcho,
+    SCTPChunkData,
+    SCTPChunkError,
+    SCTPChunkHeartbeatAck,
+    SCTPChunkHeartbeatReq,
+    SCTPChunkInit,
+    SCTPChunkInitAck,
+    SCTPChunkSACK,
+    SCTPChunkShutdown,
+    SCTPChunkShutdownAck,
+    SCTPChunkShutdownComplete,
+    crc32c,
+)
 from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 
@@ -18,7 +36,23 @@ ETH = 14
 
 # Extension headers of IPv6 that a transport header may follow.
 _EXTENSIONS = {0, 43, 60}
-_IPV4, _TCP, _UDP, _IPV6, _ICMP, _ICMPV6 = 4, 6, 17, 41, 1, 58
+_IPV4, _TCP, _UDP, _IPV6, _ICMP, _ICMPV6, _SCTP = 4, 6, 17, 41, 1, 58, 132
+
+CHUNKS: dict[str, Callable[[], Packet]] = {
+    "INIT": lambda: SCTPChunkInit(init_tag=7, a_rwnd=65536),
+    "INIT ACK": lambda: SCTPChunkInitAck(init_tag=8, a_rwnd=65536),
+    "COOKIE ECHO": lambda: SCTPChunkCookieEcho(cookie=b"cookie"),
+    "COOKIE ACK": SCTPChunkCookieAck,
+    "DATA": lambda: SCTPChunkData(data=b"odd"),
+    "SACK": SCTPChunkSACK,
+    "HEARTBEAT": SCTPChunkHeartbeatReq,
+    "HEARTBEAT ACK": SCTPChunkHeartbeatAck,
+    "SHUTDOWN": SCTPChunkShutdown,
+    "SHUTDOWN ACK": SCTPChunkShutdownAck,
+    "SHUTDOWN COMPLETE": SCTPChunkShutdownComplete,
+    "ABORT": SCTPChunkAbort,
+    "ERROR": SCTPChunkError,
+}
 
 
 def ip(src: str, dst: str, **fields: Any) -> Packet:
@@ -70,8 +104,32 @@ def udp(
     return ether(ip(src, dst, **fields) / UDP(sport=sport, dport=dport) / Raw(payload))
 
 
+def sctp(
+    src: str,
+    dst: str,
+    chunks: str = "INIT",
+    *,
+    sport: int = 40000,
+    dport: int = 80,
+    tag: int | None = None,
+    payload: bytes = b"",
+    **fields: Any,
+) -> Packet:
+    """A frame of SCTP: `chunks` are names of CHUNKS with + between; a payload is DATA after them.
+
+    The tag is what such a packet has. `fields` are the IP header's.
+    """
+    tag = tag if tag is not None else 0 if chunks == "INIT" else 0x5EED
+    packet = ether(ip(src, dst, **fields) / SCTP(sport=sport, dport=dport, tag=tag))
+    for name in chunks.split("+"):
+        packet = packet / CHUNKS[name]()
+    return packet / SCTPChunkData(data=payload) if payload else packet
+
+
 def either(proto: int, src: str, dst: str, **fields: Any) -> Packet:
-    """The first frame of a flow: a SYN, or a datagram."""
+    """The first frame of a flow: a SYN, an INIT, or a datagram."""
+    if proto == _SCTP:
+        return sctp(src, dst, **fields)
     return tcp(src, dst, **fields) if proto == _TCP else udp(src, dst, **fields)
 
 
@@ -103,6 +161,9 @@ def _verify_ip(raw: bytes, version: int) -> None:
         assert checksum(body) == 0, "ICMP checksum"
     elif proto == _UDP and version == 4 and body[6:8] == b"\0\0":
         assert int.from_bytes(body[4:6], "big") == len(body)
+    elif proto == _SCTP:
+        checksum_of: Callable[[bytes], int] = crc32c
+        assert checksum_of(body[:8] + bytes(4) + body[12:]) == int.from_bytes(body[8:12], "big")
     elif proto in {_TCP, _UDP, _ICMPV6}:
         total: Any = in4_chksum if version == 4 else in6_chksum
         assert total(proto, header, body) == 0, f"checksum of protocol {proto}"
@@ -110,8 +171,8 @@ def _verify_ip(raw: bytes, version: int) -> None:
 
 
 def transport(packet: Packet) -> Packet:
-    """The TCP or UDP header of a parsed packet."""
-    header: Packet = packet[TCP] if TCP in packet else packet[UDP]
+    """The TCP, UDP or SCTP header of a parsed packet."""
+    header: Packet = next(packet[kind] for kind in (TCP, UDP, SCTP) if kind in packet)
     return header
 
 

@@ -19,8 +19,8 @@ from shunt.xdp.dry import OWN, DryRun, Tried
 from tests.fuzz import packets
 from tests.fuzz.packets import Target, reply_to
 from tests.packets import histories
-from tests.packets.balancer import OBJECT, Reason
-from tests.packets.frames import tcp
+from tests.packets.balancer import OBJECT, SCTP, Reason
+from tests.packets.frames import sctp, tcp
 from tests.packets.histories import Lab, history
 
 UNREAD = {libbpf.MAP_RINGBUF, libbpf.MAP_PROG_ARRAY}
@@ -115,6 +115,26 @@ def test_it_says_of_any_packet_what_becomes_of_it(target: tuple[Target, Pair]) -
         found.lb.advance(rnd.choice((0.001, 0.1, 1, 61)))
     assert len(found.lb.samples()) > 0
     assert len(reasons) >= 12, {Reason(r).name for r in reasons}
+
+
+def test_associations_on_moving_slots(target: tuple[Target, Pair]) -> None:
+    found, pair = target
+    reasons = set()
+    for mode, vip in (
+        ("dsr-ipip", "203.0.113.77"),
+        ("dsr-l2", "203.0.113.78"),
+        ("nat", "203.0.113.79"),
+    ):
+        backends = ["10.0.0.1", "10.0.0.2"]
+        found.lb.add_service(vip, 80, SCTP, mode, backends).move()
+        for chunks in ("INIT", "SACK", "INIT", "COOKIE ECHO", "DATA", "ABORT", "INIT", "SHUTDOWN"):
+            before = contents(pair.maps)
+            frame = bytes(sctp("192.0.2.9", vip, chunks))
+            pair.ask(frame)
+            assert contents(pair.maps) == before
+            pair.run(0, frame)
+            reasons.add(Reason(verdict_of(pair.ask(frame))[1]).name)
+    assert reasons == {"SENT_TO_BACKEND", "PASS_TO_TC"}
 
 
 def test_what_the_dry_run_is_compared_with_does_write(target: tuple[Target, Pair]) -> None:

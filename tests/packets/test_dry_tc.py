@@ -16,10 +16,12 @@ from shunt.tc.attach import PROGRAMS
 from shunt.tc.translation import DRY
 from shunt.xdp.dry import DryRun
 from tests.fuzz.packets import mutations
-from tests.packets.balancer import TCP, UDP, Out, Reason
-from tests.packets.frames import either
+from tests.packets.balancer import OWN4, OWN6, SCTP, TCP, UDP, Out, Reason
+from tests.packets.frames import either, sctp
 from tests.packets.test_dry import contents, verdict_of
-from tests.packets.test_tc_masquerade import POD, WORLD, Masquerader
+from tests.packets.test_fragments import fragments_of
+from tests.packets.test_tc_masquerade import OWN, POD, WORLD, Masquerader
+from tests.packets.test_tc_masquerade_echo import echo_of, reply, request
 from tests.packets.translator import BACKENDS, CLIENT, VIP, answer
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
@@ -85,9 +87,9 @@ def test_they_say_what_becomes_of_connections(twins: Twins) -> None:
             sent = twins.run(IN, either(proto, CLIENT[ip], VIP[ip], sport=port, dport=to, **extra))
         if sent.reasons and not any(r.name.startswith("DROP") for r in sent.reasons):
             back = rnd.choice(("SA", "A", "FA", "R", "S"))
-            reply = answer(sent, back, proto=proto)
+            answered = answer(sent, back, proto=proto)
             for way in (IN, OUT) if rnd.random() < 0.8 else (OUT,):
-                twins.run(way, reply)
+                twins.run(way, answered)
         twins.tc.advance(rnd.choice((0.001, 0.1, 61)))
     assert {"SENT_TO_BACKEND", "SENT_TO_CLIENT", "SENT_MASQUERADED"} <= twins.reasons
     assert {"DROP_NAT_NO_FLOW", "DROP_NAT_INVALID", "PASS_NOT_OURS"} <= twins.reasons
@@ -105,3 +107,40 @@ def test_they_say_what_becomes_of_any_packet(twins: Twins) -> None:
     for n, frame in enumerate(islice(frames, 600)):
         twins.run(OUT if n % 4 == 0 else IN, frame)
     assert len(twins.reasons) >= 4, twins.reasons
+
+
+@pytest.mark.parametrize("ip", [4, 6])
+def test_they_say_what_becomes_of_associations(twins: Twins, ip: int) -> None:
+    for port, mode in ((LOCAL, "local"), (REMOTE, "nat")):
+        twins.tc.add_service(VIP[ip], port, SCTP, mode, backends=BACKENDS[ip][:1])
+        for sport, chunks in (
+            (7, "INIT"),
+            (7, "COOKIE ECHO"),
+            (8, "DATA"),
+            (7, "INIT"),
+            (7, "ABORT"),
+        ):
+            twins.run(IN, sctp(CLIENT[ip], VIP[ip], chunks, sport=sport, dport=port))
+        twins.run(IN, sctp(CLIENT[ip][:-1] + "9", VIP[ip], sport=7, dport=port))
+        own = CLIENT[ip] if mode == "local" else (OWN4 if ip == 4 else OWN6)
+        back = sctp(BACKENDS[ip][0], own, "INIT ACK", sport=port, dport=7)
+        twins.run(OUT if mode == "local" else IN, back)
+    for chunks in ("INIT", "COOKIE ECHO", "INIT"):
+        twins.run(OUT, sctp(POD[ip], WORLD[ip], chunks, sport=7, dport=9))
+    assert {"SENT_TO_BACKEND", "SENT_TO_CLIENT", "SENT_MASQUERADED"} <= twins.reasons
+    assert {"DROP_NAT_NO_FLOW", "DROP_NAT_INVALID", "DROP_NAT_SCTP_PORT"} <= twins.reasons
+
+
+@pytest.mark.parametrize("ip", [4, 6])
+def test_they_say_what_becomes_of_pings_and_pieces(twins: Twins, ip: int) -> None:
+    ident = echo_of(twins.run(OUT, request(ip, POD[ip], WORLD[ip], 7)).packet)[2]
+    twins.run(OUT, request(ip, POD[ip], WORLD[ip], 7, 2))
+    twins.run(IN, reply(ip, WORLD[ip], OWN[ip], ident))
+    twins.run(IN, reply(ip, WORLD[ip], OWN[ip], ident ^ 1))
+    parts = fragments_of(request(ip, POD[ip], WORLD[ip], 8, 1, bytes(4000)))
+    pieces = fragments_of(either(UDP, POD[ip], WORLD[ip], payload=bytes(4000)), 78)
+    for part in (*parts, *pieces[1:], *pieces):
+        twins.run(OUT, part)
+    assert twins.reasons == {
+        "SENT_MASQUERADED", "SENT_TO_CLIENT", "PASS_NOT_OURS", "DROP_NAT_FRAGMENT"
+    }  # fmt: skip

@@ -340,8 +340,8 @@ def ring_full(make_lb: MakeLb) -> Out:
     return next(out for _ in range(100) if (out := lb.run(packet)).events)
 
 
-# See test_tc_translation.py, test_tc_tracking.py and test_tc_masquerade.py.
-TC = {*(f"DROP_NAT_{w}" for w in ("CLASH", "FRAGMENT", "INVALID", "OVER_BUDGET"))}
+# See test_tc_translation.py, test_tc_tracking.py, test_tc_sctp.py and test_tc_masquerade.py.
+TC = {*(f"DROP_NAT_{w}" for w in ("CLASH", "FRAGMENT", "INVALID", "OVER_BUDGET", "SCTP_PORT"))}
 TC |= {"DROP_NAT46_NOT_XDP", "PASS_TO_TC", "SENT_MASQUERADED"}
 REASONS |= {"DROP_NAT46_FRAGMENT": nat46.fragment, "DROP_NAT46_NO_EQUAL": nat46.source_route}
 

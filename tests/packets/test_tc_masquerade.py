@@ -180,9 +180,6 @@ def test_refusals(tc: Masquerader) -> None:
         expect(tc.leave(tcp(POD[4], WORLD[4], flags)), SHOT, "DROP_NAT_NO_FLOW")
     expect(tc.leave(tcp(POD[4], WORLD[4])), NEXT, "SENT_MASQUERADED")
     expect(tc.leave(tcp(POD[4], WORLD[4], "A")), SHOT, "DROP_NAT_INVALID")  # nobody has answered
-    frame = udp(POD[4], WORLD[4], payload=b"x" * 64)
-    frame.payload.flags = "MF"
-    expect(tc.leave(frame), SHOT, "DROP_NAT_FRAGMENT")
     with Masquerader(own=False) as nameless:
         expect(nameless.leave(udp(POD[4], WORLD[4])), SHOT, "DROP_NAT_NO_SOURCE")
     with Masquerader(inserts_per_s=1) as poor:

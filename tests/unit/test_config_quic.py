@@ -15,7 +15,7 @@ CASES = {
     "quic of TCP": (
         SERVICE + "quic: {server_id_length: 2}\n",
         "4: quic routes nothing",
-        "QUIC is UDP, and the service has only TCP ports",
+        "QUIC is UDP, and the service has no UDP port",
         "add a port such as 443/udp, or remove it",
     ),
     "quic of nothing": (

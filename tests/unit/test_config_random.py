@@ -50,6 +50,7 @@ WORDS = [
     "2001:db8::1",
     "[2001:db8::1]:80",
     "53/udp",
+    "3868/sctp",
     "10000-29999",
     "198.18.0.0/16",
     "100::/64",
@@ -182,20 +183,23 @@ def healths(draw: st.DrawFn) -> HealthCheck | None:
 
 @st.composite
 def service_models(draw: st.DrawFn, name: str, vips: tuple[IPAddress, ...]) -> Service:
-    ports = st.builds(Port, port_numbers, st.sampled_from(Protocol))
+    port = st.builds(Port, port_numbers, st.sampled_from(Protocol))
+    ports = tuple(draw(st.lists(port, min_size=1, max_size=3, unique=True)))
+    sctp = any(port.protocol is Protocol.SCTP for port in ports)
     mode = draw(st.sampled_from(MODES))
     families = {vip.version for vip in vips}
-    if mode is Mode.LOCAL and len(families) == 2:
-        mode = Mode.DSR_L2
     addresses = addresses4 | addresses6
-    if mode is Mode.LOCAL:
+    one_family = mode is Mode.LOCAL or (mode is Mode.NAT and sctp)
+    if one_family and len(families) == 2:
+        mode = Mode.DSR_L2
+    elif one_family:
         addresses = addresses4 if families == {4} else addresses6
-    numbers = st.just(0) if not mode.translates else st.just(0) | port_numbers
+    numbers = st.just(0) if sctp or not mode.translates else st.just(0) | port_numbers
     backend = st.builds(Backend, addresses, numbers, st.integers(1, 65535))
     return Service(
         name=name,
         vips=vips,
-        ports=tuple(draw(st.lists(ports, min_size=1, max_size=3, unique=True))),
+        ports=ports,
         mode=mode,
         # Told apart by address alone: 10.0.0.1 and 10.0.0.1:80 may be the same.
         backends=tuple(

@@ -60,7 +60,7 @@ def test_every_key_is_documented_with_its_default(section: str, shape: type[Stru
 
 def test_the_examples_load(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     settings = [block for block in blocks if "interfaces:" in block]
     services = [block for block in blocks if "interfaces:" not in block]
     services_d = tmp_path / "services.d"

@@ -108,7 +108,7 @@ SERVICE_CASES = {
     "port 0": (
         "name: web\nvip: 203.0.113.10\nports: [0]\n",
         "3: port 0 is out of range",
-        "ports[0] wants an integer from 1 to 65535 or PORT, PORT/tcp, PORT/udp or any",
+        "ports[0] wants an integer from 1 to 65535 or PORT, PORT/tcp, PORT/udp, PORT/sctp or any",
         "correct the value; an example is 80",
     ),
     "udp port 65536": (
@@ -117,10 +117,10 @@ SERVICE_CASES = {
         "ports[0] wants a port from 1 to 65535",
         "correct the line",
     ),
-    "sctp": (
-        "name: web\nvip: 203.0.113.10\nports: [80, 53/sctp]\n",
-        "3: port 53/sctp is not a port",
-        "ports[1] wants PORT, PORT/tcp, PORT/udp or any",
+    "dccp": (
+        "name: web\nvip: 203.0.113.10\nports: [80, 53/dccp]\n",
+        "3: port 53/dccp is not a port",
+        "ports[1] wants PORT, PORT/tcp, PORT/udp, PORT/sctp or any",
         "write 80 or 53/udp",
     ),
     "no ports": (
@@ -345,7 +345,7 @@ SERVICE_CASES = {
     "rate of UDP": (
         "name: web\nvip: 203.0.113.10\nports: [53/udp]\nrate: {connections: 5}\n",
         "4: rate limits nothing",
-        "it limits new TCP connections, and the service has only UDP ports",
+        "it limits new connections, and the service has only UDP ports",
         "remove it",
     ),
     "health of every port": (

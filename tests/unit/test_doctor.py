@@ -61,6 +61,7 @@ FACTS = BalancerFacts(
     addresses=frozenset({OWN}),
     hops={NEAR: HOP, FAR6: replace(HOP, via=FAR6)},
     local_ports=range(32768, 61000),
+    memory_bytes=24 * 2**30,
 )
 
 

@@ -216,7 +216,9 @@ def test_names_are_distinct() -> None:
     assert len(set(names)) == len(names) == len(features.PROBES)
 
 
-@pytest.mark.parametrize(("name", "module"), [("vlan", "8021q"), ("bonding", "bonding")])
+@pytest.mark.parametrize(
+    ("name", "module"), [("vlan", "8021q"), ("bonding", "bonding"), ("sctp", "sctp")]
+)
 def test_devices_by_their_module(name: str, module: str, tmp_path: Path) -> None:
     probe = getattr(features, name)
     assert_absent(probe(tmp_path, "6.1.0"), needed=False)

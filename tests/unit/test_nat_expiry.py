@@ -17,7 +17,8 @@ from shunt.agent.nat_expiry import (
     tracked_limit,
 )
 
-TCP, UDP = 6, 17
+TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
+ECHOED = 128
 OPEN = TRACKED | ANSWERED | ASSURED
 FOREVER = np.iinfo(np.int64).max / NS_PER_S
 
@@ -36,6 +37,16 @@ FOREVER = np.iinfo(np.int64).max / NS_PER_S
         (TRACKED, UDP, 30),
         (TRACKED | ANSWERED, UDP, 30),
         (OPEN, UDP, FOREVER),
+        (TRACKED | ANSWERED, SCTP, 60),
+        (TRACKED | ANSWERED | ECHOED, SCTP, 60),
+        (OPEN | ECHOED, SCTP, FOREVER),
+        (OPEN | ECHOED | ENDED_CLIENT, SCTP, 300),
+        (OPEN | ECHOED | ENDED_BACKEND, SCTP, 300),
+        (OPEN | ECHOED | ENDED_CLIENT | ENDED_BACKEND, SCTP, 60),
+        (OPEN | ECHOED | BROKEN, SCTP, 10),
+        (TRACKED, ICMP, 30),
+        (OPEN, ICMP, 30),
+        (OPEN, ICMPV6, 30),
     ],
 )
 def test_limits(track: int, proto: int, seconds: float) -> None:

@@ -10,6 +10,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.sctp import SCTP
 from scapy.packet import Packet
 
 from shunt.agent import unix_socket
@@ -42,7 +43,10 @@ PORTS = {"source_port": 4242, "destination_port": 80}
          {**ENDS4, "protocol": "udp"}),
         (Dot1Q(vlan=7) / V4 / UDP(sport=4242, dport=80), {**ENDS4, **PORTS, "protocol": "udp"}),
         (IP(src="192.0.2.1", dst="203.0.113.10", ttl=7, proto=132) / b"x",
-         {**ENDS4, "protocol": "132"}),
+         {**ENDS4, "protocol": "sctp"}),
+        (V4 / SCTP(sport=4242, dport=80), {**ENDS4, **PORTS, "protocol": "sctp"}),
+        (IP(src="192.0.2.1", dst="203.0.113.10", ttl=7, proto=133) / b"x",
+         {**ENDS4, "protocol": "133"}),
         (ARP(), {"ethertype": "0x0806"}),
     ],
 )  # fmt: skip

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tracker and SCTP: every state and chunk, and random histories against an oracle.
+
+The oracle is written from RFC 9260 as states of an association; the programs keep bits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from scapy.layers.l2 import Ether
+
+from tests.packets.balancer import SCTP, TCP, Balancer, Reason
+from tests.packets.frames import network, sctp, verify
+from tests.packets.test_fragments import fragments_of, reassemble
+from tests.packets.test_icmp import error, quote_of
+from tests.packets.test_icmp import tuple_of as quoted_tuple
+from tests.packets.test_tc_tracking import IDLE_S, Conversation
+from tests.packets.translator import (
+    BACKENDS,
+    CLIENT,
+    NEXT,
+    SHOT,
+    VIP,
+    Track,
+    Translator,
+    expect,
+    tuple_of,
+)
+
+FAMILIES = pytest.mark.parametrize("ip", [4, 6])
+ANY_TIME = ("DATA", "SACK", "HEARTBEAT", "ERROR", "SACK+DATA")
+# What a packet may have; those with + are bundles, the last ones none that anybody may send.
+CHUNKS = (
+    "INIT", "INIT ACK", "COOKIE ECHO", "COOKIE ECHO+DATA", "COOKIE ACK", "COOKIE ACK+DATA",
+    *ANY_TIME, "SHUTDOWN", "SACK+SHUTDOWN", "SHUTDOWN ACK", "SHUTDOWN COMPLETE", "ABORT",
+    "SACK+ABORT", "INIT+DATA", "INIT ACK+SACK", "SHUTDOWN COMPLETE+SACK",
+)  # fmt: skip
+NEVER = ("INIT+DATA", "INIT ACK+SACK", "SHUTDOWN COMPLETE+SACK")
+SILENCE_S = {
+    "half-open": 60, "answered": 60, "echoed": 60, "open": IDLE_S, "left": 300, "right": 300,
+    "closed": 60, "broken": 10,
+}  # fmt: skip
+OPENED = (("c", "INIT"), ("b", "INIT ACK"), ("c", "COOKIE ECHO"), ("b", "COOKIE ACK"))
+# How each state is come to.
+WAYS: dict[str, tuple[tuple[str, str], ...]] = {
+    "half-open": OPENED[:1],
+    "answered": OPENED[:2],
+    "echoed": OPENED[:3],
+    "open": OPENED,
+    "left": (*OPENED, ("c", "SHUTDOWN")),
+    "right": (*OPENED, ("b", "SHUTDOWN")),
+    "closed": (*OPENED, ("c", "SHUTDOWN"), ("b", "SHUTDOWN ACK")),
+}
+
+
+def step(state: str, who: str, chunks: str) -> str | None:
+    """The oracle: the next state, or None if the packet is refused."""
+    names = set(chunks.split("+"))
+    if chunks in NEVER or (who, chunks) == ("b", "INIT"):
+        return None
+    if "ABORT" in names:
+        return "broken"
+    if state == "broken":  # what is under way may still arrive; an INIT begins anew
+        return "half-open" if chunks == "INIT" else "broken*"
+    if state == "closed" and chunks == "INIT":
+        return "half-open"
+    opening = state in {"half-open", "answered", "echoed"}
+    if who == "c":
+        if chunks == "INIT" or (chunks == "SHUTDOWN COMPLETE" and opening):
+            return state
+        if names & {"INIT ACK", "COOKIE ACK"} or state == "half-open":
+            return None
+        if "COOKIE ECHO" in names:
+            return "echoed" if state == "answered" else state
+        if opening:
+            return None
+        return _ending(state, names, "left", "right")
+    if chunks == "INIT ACK":
+        return "answered" if state == "half-open" else state
+    if chunks == "SHUTDOWN ACK" and opening:
+        return state
+    if "COOKIE ECHO" in names or state in {"half-open", "answered"}:
+        return None
+    if "COOKIE ACK" in names:
+        return "open" if state == "echoed" else state
+    if state == "echoed" and names & {"SHUTDOWN", "SHUTDOWN COMPLETE"}:
+        return None if "SHUTDOWN COMPLETE" in names else "early"
+    return _ending(state, names, "right", "left")
+
+
+def _ending(state: str, names: set[str], own: str, other: str) -> str | None:
+    """`own` is the state in which this end has said SHUTDOWN, `other` that of the other one."""
+    if "SHUTDOWN ACK" in names and state not in {other, "closed"}:
+        return None
+    if "SHUTDOWN COMPLETE" in names and state != "closed":
+        return None
+    if names & {"SHUTDOWN", "SHUTDOWN ACK"}:
+        return {"open": own, other: "closed"}.get(state, state)
+    return state
+
+
+@pytest.fixture
+def tc() -> Iterator[Translator]:
+    with Translator(inserts_per_s=10**6) as translator:
+        yield translator
+
+
+@dataclass
+class Association(Conversation):
+    """One client's port, and its backend, which serves the VIP's port."""
+
+    proto: int = SCTP
+
+    def _frame(self, src: str, sport: int, dst: str, dport: int, flags: str) -> Any:
+        return sctp(src, dst, flags, sport=sport, dport=dport)
+
+
+def serve(tc: Translator, ip: int, mode: str = "local") -> None:
+    tc.add_service(VIP[ip], 80, SCTP, mode, BACKENDS[ip], idle_s=IDLE_S)
+
+
+@FAMILIES
+@pytest.mark.parametrize("state", WAYS)
+def test_every_chunk_in_every_state(tc: Translator, state: str, ip: int) -> None:
+    serve(tc, ip)
+    for i, (who, chunks) in enumerate((w, c) for w in "cb" for c in CHUNKS):
+        if (state, who) == ("echoed", "b") and "SHUTDOWN" in chunks.split("+"):
+            continue  # below
+        talk = Association(tc, ip, port=30000 + i)
+        for earlier in WAYS[state]:
+            assert talk.say(*earlier).verdict == NEXT
+        assert talk.lasts(SILENCE_S[state])
+        out, wanted = talk.say(who, chunks), step(state, who, chunks)
+        if wanted is None:
+            expect(out, SHOT, "DROP_NAT_INVALID")
+        else:
+            expect(out, NEXT, "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT")
+        assert talk.lasts(SILENCE_S[wanted or state]), (state, who, chunks)
+        fwd, rev = talk.pair()
+        assert fwd["track"] == rev["track"], "the two entries disagree"
+
+
+def test_a_shutdown_whose_cookie_ack_was_lost_before_us(tc: Translator) -> None:
+    serve(tc, 4)
+    talk = Association(tc)
+    for earlier in WAYS["echoed"]:
+        talk.say(*earlier)
+    assert talk.say("b", "SHUTDOWN").reasons == {Reason.SENT_TO_CLIENT: 1}
+    assert talk.lasts(300)
+    assert talk.say("c", "COOKIE ECHO").reasons == {Reason.SENT_TO_BACKEND: 1}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_histories(tc: Translator, seed: int) -> None:
+    ip = (4, 6)[seed % 2]
+    serve(tc, ip)
+    draw = random.Random(seed)
+    states: dict[int, str] = {}
+    reached = set()
+    talks = {port: Association(tc, ip, port=port) for port in range(40000, 40006)}
+    likely = [*OPENED, *OPENED, ("c", "DATA"), ("b", "SACK"), ("c", "SHUTDOWN"),
+              ("b", "SHUTDOWN ACK"), ("c", "SHUTDOWN COMPLETE"), ("b", "SHUTDOWN")]  # fmt: skip
+    for _ in range(500):
+        port = draw.choice(sorted(talks))
+        who, chunks = draw.choice(likely)
+        if draw.random() < 0.15:
+            who, chunks = draw.choice("cb"), draw.choice(CHUNKS)
+        state = states.get(port)
+        if who == "b" and not talks[port].backend[0]:
+            continue
+        if (state, who) == ("echoed", "b") and "SHUTDOWN" in chunks.split("+"):
+            continue
+        out, context = talks[port].say(who, chunks), (port, state, who, chunks)
+        if state is None and who == "b":
+            assert (out.verdict, out.reasons) == (NEXT, {}), context
+            continue
+        if state is None and chunks != "INIT":
+            assert out.reasons == {Reason.DROP_NAT_NO_FLOW: 1}, context
+            continue
+        wanted = step(state, who, chunks) if state else "half-open"
+        if wanted is None:
+            assert out.reasons == {Reason.DROP_NAT_INVALID: 1}, context
+        elif wanted != "broken*":
+            way = "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT"
+            assert out.reasons == {Reason[way]: 1}, context
+            states[port] = wanted
+        assert talks[port].lasts(SILENCE_S[states[port]]), context
+        reached.add(states[port])
+        tc.advance(draw.choice((0, 0.1, 2)))
+    assert reached >= {"half-open", "answered", "echoed", "open", "broken", "closed"}
+    assert len(tc.entries("nat_fwd")) == len(tc.entries("nat_rev")) == len(states)
+
+
+def test_that_the_oracle_can_disagree(tc: Translator) -> None:
+    serve(tc, 4)
+    talk = Association(tc)
+    talk.say("c", "INIT")
+    assert talk.say("c", "COOKIE ECHO").reasons != {Reason.SENT_TO_BACKEND: 1}
+    assert step("half-open", "c", "COOKIE ECHO") is None
+
+
+@FAMILIES
+def test_what_no_association_sends(tc: Translator, ip: int) -> None:
+    """A tag of zero is INIT's alone (8.5.1); chunks have a header's length at least."""
+    serve(tc, ip)
+    talk = Association(tc, ip)
+    for earlier in OPENED:
+        talk.say(*earlier)
+    here = (CLIENT[ip], VIP[ip])
+    expect(tc.run(sctp(*here, "DATA", tag=0)), SHOT, "DROP_NAT_INVALID")
+    expect(tc.run(sctp(*here, "INIT", tag=9)), SHOT, "DROP_NAT_INVALID")
+    expect(tc.run(sctp(*here, "INIT", tag=9, sport=5)), SHOT, "DROP_NAT_NO_FLOW")
+    short = bytearray(bytes(sctp(*here, "SACK")))
+    at = 14 + (20 if ip == 4 else 40) + 12
+    short[at + 2 : at + 4] = b"\0\3"
+    expect(tc.run(bytes(short)), SHOT, "DROP_NAT_INVALID")
+    assert tc.run(bytes(sctp(*here, "SACK"))[: at + 2]).said == (NEXT, {})  # the stack's
+    assert talk.lasts(IDLE_S)
+
+
+@FAMILIES
+def test_chunks_behind_others_are_seen(tc: Translator, ip: int) -> None:
+    """An ABORT comes last of what is bundled with it; nothing after DATA is looked at."""
+    serve(tc, ip)
+    for count, lasts in ((7, 10), (8, IDLE_S)):
+        talk = Association(tc, ip, port=count)
+        for earlier in OPENED:
+            talk.say(*earlier)
+        assert talk.say("b", "+".join(["SACK"] * count + ["ABORT"])).verdict == NEXT
+        assert talk.lasts(lasts)
+
+
+@FAMILIES
+@pytest.mark.parametrize("mode", ["local", "nat"])
+def test_translation_is_exact(tc: Translator, ip: int, mode: str) -> None:
+    """Addresses change and nothing else: the checksum has none, and the ports stay."""
+    from tests.packets.balancer import OWN4, OWN6
+
+    serve(tc, ip, mode)
+    sent = sctp(CLIENT[ip], VIP[ip], sport=40000)
+    out = tc.run(sent)
+    assert out.reasons == {Reason.SENT_TO_BACKEND: 1}
+    src, sport, dst, dport = tuple_of(out.packet)
+    own = CLIENT[ip] if mode == "local" else (OWN4 if ip == 4 else OWN6)
+    assert (src, sport, dport) == (own, 40000, 80)
+    assert dst in BACKENDS[ip]
+    l4 = 14 + (20 if ip == 4 else 40)
+    assert out.data[l4:] == bytes(sent)[l4:]
+    back = sctp(dst, own, "INIT ACK", sport=80, dport=40000)
+    out = tc.leave(back) if mode == "local" else tc.run(back)
+    assert out.reasons == {Reason.SENT_TO_CLIENT: 1}
+    assert tuple_of(out.packet) == (VIP[ip], 80, CLIENT[ip], 40000)
+    assert out.data[l4:] == bytes(back)[l4:]
+
+
+@FAMILIES
+def test_a_port_that_another_client_has_is_refused(tc: Translator, ip: int) -> None:
+    """With one address for all, clients are told apart by their ports, which they keep."""
+    tc.add_service(VIP[ip], 80, SCTP, "nat", BACKENDS[ip][:1])
+    first, other = CLIENT[ip], CLIENT[ip][:-1] + "2"
+    assert tc.run(sctp(first, VIP[ip])).reasons == {Reason.SENT_TO_BACKEND: 1}
+    expect(tc.run(sctp(other, VIP[ip])), SHOT, "DROP_NAT_SCTP_PORT")
+    assert len(tc.entries("nat_fwd")) == len(tc.entries("nat_rev")) == 1
+    assert tc.map("nat_refused").mapped()["flows"][1] == 1
+    assert tc.run(sctp(other, VIP[ip], sport=40001)).reasons == {Reason.SENT_TO_BACKEND: 1}
+    # The first goes on; once it has ended, its port is free with it.
+    assert tc.run(sctp(first, VIP[ip])).reasons == {Reason.SENT_TO_BACKEND: 1}
+
+
+def test_another_port_of_the_backend_is_never_half_translated(tc: Translator) -> None:
+    """The configuration refuses it; if the tables had it nevertheless, nothing is sent."""
+    tc.add_service(VIP[4], 80, SCTP, backends=BACKENDS[4][:1], backend_port=8080)
+    expect(tc.run(sctp(CLIENT[4], VIP[4])), SHOT, "DROP_BAD_TABLE")
+
+
+@FAMILIES
+def test_without_backends_the_client_is_told(tc: Translator, ip: int) -> None:
+    tc.add_service(VIP[ip], 80, SCTP)
+    out = tc.run(sctp(CLIENT[ip], VIP[ip]))
+    assert out.reasons == {Reason.SENT_UNREACHABLE: 1}
+    assert quoted_tuple(quote_of(out.packet, ip)) == (CLIENT[ip], 40000, VIP[ip], 80)
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", ["too-big", "unreachable"])
+def test_errors_reach_both_ends(tc: Translator, ip: int, kind: str) -> None:
+    """The tag in the quote stays: an end takes no error without its own (RFC 9260, 10)."""
+    serve(tc, ip)
+    talk = Association(tc, ip)
+    for earlier in OPENED:
+        talk.say(*earlier)
+    host = talk.backend[0]
+    said = sctp(VIP[ip], CLIENT[ip], "DATA", sport=80, dport=40000, tag=0xABCDEF01)
+    out = tc.run(error(ip, VIP[ip], said.payload, kind=kind))
+    expect(out, NEXT, "SENT_ERROR_TO_BACKEND")
+    inner = quote_of(out.packet, ip)
+    assert quoted_tuple(inner) == (host, 80, CLIENT[ip], 40000)
+    assert b"\xab\xcd\xef\x01" in bytes(inner)
+    said = sctp(CLIENT[ip], host, "DATA", sport=40000, dport=80, tag=0xABCDEF02)
+    out = tc.leave(error(ip, CLIENT[ip], said.payload, kind=kind))
+    expect(out, NEXT, "SENT_ERROR_TO_CLIENT")
+    inner = quote_of(out.packet, ip)
+    assert quoted_tuple(inner) == (CLIENT[ip], 40000, VIP[ip], 80)
+    assert b"\xab\xcd\xef\x02" in bytes(inner)
+
+
+@FAMILIES
+def test_fragments_follow_the_first(tc: Translator, ip: int) -> None:
+    serve(tc, ip)
+    talk = Association(tc, ip)
+    for earlier in OPENED:
+        talk.say(*earlier)
+    frame = sctp(CLIENT[ip], VIP[ip], "DATA", payload=bytes(range(256)) * 15)
+    outs = [tc.run(part) for part in fragments_of(frame)]
+    assert [out.reasons for out in outs] == [{Reason.SENT_TO_BACKEND: 1}] * len(outs)
+    whole = reassemble([network(Ether(out.data)) for out in outs])
+    assert (whole.src, whole.dst) == (CLIENT[ip], talk.backend[0])
+
+
+def test_the_same_port_of_two_protocols(tc: Translator) -> None:
+    """S6."""
+    serve(tc, 4)
+    tc.add_service(VIP[4], 80, TCP, backends=["10.0.0.9"])
+    assert tuple_of(tc.run(sctp(CLIENT[4], VIP[4])).packet)[2] in BACKENDS[4]
+    assert {int(k["proto"]) for k, _ in tc.entries("nat_fwd")} == {SCTP}
+
+
+@FAMILIES
+def test_xdp_leaves_what_is_translated_to_tc(lb: Balancer, ip: int) -> None:
+    with Translator() as tc:
+        tc.add_service(VIP[ip], 80, SCTP, "nat", BACKENDS[ip][:1])
+        tc.open_port(SCTP, 20000)
+        xdp = Balancer(maps=tc.object.maps)
+        try:
+            sent = sctp(CLIENT[ip], VIP[ip], sport=20000)
+            out = xdp.run(sent)
+            assert (out.data, out.reasons) == (bytes(sent), {Reason.PASS_TO_TC: 1})
+            src, sport, dst, dport = tuple_of(tc.run(sent).packet)
+            reply = sctp(dst, src, "INIT ACK", sport=dport, dport=sport)
+            out = xdp.run(reply)
+            assert (out.data, out.reasons) == (bytes(reply), {Reason.PASS_NOT_OURS: 1})
+            back = tc.run(reply)
+            assert back.reasons == {Reason.SENT_TO_CLIENT: 1}
+            assert verify(back.data)
+        finally:
+            xdp.close()
+
+
+def test_the_cookie_has_a_bit_of_its_own() -> None:
+    assert int(Track.ECHOED) not in {int(Track[n]) for n in ("ANSWERED", "ASSURED", "MASQUERADED")}
