@@ -156,14 +156,14 @@ def _fit_mode(
     if mode is Mode.LOCAL:
         _check_families(reader, path, vips, backends)
         _check_ports(reader, path, ports)
-    if mode.translates:
+    if mode.readdresses:
         return backends
     numbers = {port.port for port in ports}
     for where, backend in backends.items():
         if backend.port and (others := sorted(numbers - {backend.port})):
             what = f"backend {backend} has a port of its own"
             why = f"mode {mode} leaves the packet's port as it is, here {others[0]}"
-            reader.error(where, what, why, "remove the port, or use mode: nat")
+            reader.error(where, what, why, "remove the port, or use mode: dsr-geneve or nat")
     return {where: structs.replace(b, port=0) if b.port else b for where, b in backends.items()}
 
 

@@ -51,9 +51,8 @@ combinations = pytest.mark.parametrize(
 def bpffs() -> Iterator[Path]:
     path = Path(f"/sys/fs/bpf/shunt-test-{os.getpid()}")
     yield path
-    with contextlib.suppress(FileNotFoundError):
-        for pinned in path.iterdir():
-            pinned.unlink()
+    if path.exists():
+        decap.cleanup(path)
         path.rmdir()
 
 
