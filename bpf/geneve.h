@@ -13,16 +13,16 @@
 #define GENEVE_PORT	     6081
 #define GENEVE_SPORT_MIN     0xc000 /* where source ports begin; the rest is the flow's hash */
 #define GENEVE_SPORT_MASK    0x3fff
-#define GENEVE_CRITICAL	     0x40 /* of the second octet: an option is critical */
+#define GENEVE_CRITICAL	     0x40   /* of the second octet: an option is critical */
 #define GENEVE_CLASS	     0xff53 /* of those for experiments (RFC 8926, 7) */
-#define GENEVE_TYPE_FRONTEND 0x81 /* critical: who does not know it must not take the packet */
+#define GENEVE_TYPE_FRONTEND 0x81   /* critical: who does not know it must not take the packet */
 #define GENEVE_WORD	     4
 
 struct geneve_frontend {
 	__be16 opt_class;
-	__u8   type;
-	__u8   words; /* of what follows */
-	__u8   vip[16]; /* IPv6, or IPv4-mapped */
+	__u8 type;
+	__u8 words;   /* of what follows */
+	__u8 vip[16]; /* IPv6, or IPv4-mapped */
 	__be16 port;
 	__be16 pad; /* zero */
 };
@@ -30,10 +30,10 @@ struct geneve_frontend {
 /* From the UDP header to the inner packet. */
 struct geneve_headers {
 	struct udphdr udp;
-	__u8   words;  /* version 0, and how long the options are */
-	__u8   flags;
-	__be16 proto;  /* EtherType of the inner packet */
-	__be32 vni;    /* zero */
+	__u8 words; /* version 0, and how long the options are */
+	__u8 flags;
+	__be16 proto; /* EtherType of the inner packet */
+	__be32 vni;   /* zero */
 	struct geneve_frontend frontend;
 } __attribute__((packed, aligned(4)));
 

@@ -14,15 +14,15 @@
 
 struct inner {
 	struct way_key key __attribute__((aligned(8)));
-	__u32 l4;	 /* where the transport header is in the frame */
-	__u32 id;	 /* of a fragment */
+	__u32 l4; /* where the transport header is in the frame */
+	__u32 id; /* of a fragment */
 	__u8 tcp_flags;
 	bool ipv6;
-	bool first;	 /* the first of several fragments */
-	bool rest;	 /* a later one, which has no ports */
-	bool quote;	 /* an ICMP error; the ports are those of the packet it quotes */
-	__u32 quoted;	 /* where that packet's IP header is */
-	__u32 ports;	 /* and its ports, or the packet's own */
+	bool first;   /* the first of several fragments */
+	bool rest;    /* a later one, which has no ports */
+	bool quote;   /* an ICMP error; the ports are those of the packet it quotes */
+	__u32 quoted; /* where that packet's IP header is */
+	__u32 ports;  /* and its ports, or the packet's own */
 };
 
 /* As an answer has them they are the other way round. */
@@ -154,9 +154,9 @@ static __noinline bool read_inner(struct CONTEXT *ctx, struct inner *in, bool an
 
 	if ((void *)(eth + 1) > end(ctx))
 		return false;
-	if (eth->h_proto == bpf_htons(ETH_P_IP) ? !read_inner4(ctx, in, answer) :
-						  eth->h_proto != bpf_htons(ETH_P_IPV6) ||
-							  !read_inner6(ctx, in, answer))
+	if (eth->h_proto == bpf_htons(ETH_P_IP) ?
+		    !read_inner4(ctx, in, answer) :
+		    eth->h_proto != bpf_htons(ETH_P_IPV6) || !read_inner6(ctx, in, answer))
 		return false;
 	if (in->rest)
 		return true;

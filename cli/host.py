@@ -61,7 +61,9 @@ def decap(
     detach: bool,
     bpffs: Path,
 ) -> None:
-    """On a backend of mode dsr-ipip or dsr-geneve: take outer headers off, without the kernel's modules.
+    """On a backend of mode dsr-ipip or dsr-geneve: take outer headers off.
+
+    The kernel's own modules are not needed.
 
     It goes on until it is detached, or the host restarts. Without --iface: where it is attached,
     and what it has counted.
@@ -80,9 +82,7 @@ def decap(
             program.detach(iface, bpffs)
             shown = []
         else:
-            shown = [
-                program.attach(iface, sources, mode, bpffs, addresses=addresses, flows=flows)
-            ]
+            shown = [program.attach(iface, sources, mode, bpffs, addresses=addresses, flows=flows)]
     if options.json:
         render.print_json([_json(found) for found in shown])
     elif detach:

@@ -14,15 +14,10 @@
 
 #include "checksum.h"
 #include "inner.h"
+#include "mss.h"
 
-#define HEADER_BYTES	 128
-#define ICMP_CHECK	 2
-#define TCP_OPTIONS_MAX	 40
-#define OPTION_END	 0
-#define OPTION_NOP	 1
-#define OPTION_MSS	 2
-#define MSS_BYTES	 4
-#define MSS_MIN		 48 /* TCP_MIN_MSS of Linux */
+#define HEADER_BYTES 128
+#define ICMP_CHECK   2
 
 /* LRU: a datagram is worth remembering for as long as its fragments take to leave. */
 struct {
@@ -51,7 +46,8 @@ static __always_inline __u64 fold32(__u64 sum)
 /* What the sum of a packet with this source changes by when it has that one. */
 static __always_inline __u64 source_change(const __u8 *from, const __u8 *to)
 {
-	return fold32(csum_add(csum_sub(0, from, 4), to, 4)); /* of IPv4 the mapped prefixes cancel */
+	return fold32(
+		csum_add(csum_sub(0, from, 4), to, 4)); /* of IPv4 the mapped prefixes cancel */
 }
 
 /* The IP header's source. */
@@ -71,8 +67,8 @@ static __noinline bool write_port(struct __sk_buff *ctx, const struct inner *in,
 				  __be16 port)
 {
 	bool udp = in->key.proto == IPPROTO_UDP;
-	__u32 check = in->l4 +
-		      (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+	__u32 check =
+		in->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
 	__u64 mangled = udp ? BPF_F_MARK_MANGLED_0 : 0;
 
 	if (bpf_l4_csum_replace(ctx, check, 0, change, BPF_F_PSEUDO_HDR | mangled) ||
@@ -82,51 +78,6 @@ static __noinline bool write_port(struct __sk_buff *ctx, const struct inner *in,
 	if (in->ipv6)
 		bpf_csum_update(ctx, change);
 	return !bpf_skb_store_bytes(ctx, in->l4, &port, sizeof(port), 0);
-}
-
-/* Room for what the client's packets get around them, on the link that they come in by. */
-static __noinline bool clamp(struct __sk_buff *ctx, const struct inner *in, __u32 outer_bytes)
-{
-	__u32 headers = (in->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) +
-			sizeof(struct tcphdr);
-	__u32 mtu = 0, offset = in->l4 + sizeof(struct tcphdr), len, at_byte = 0;
-	__u8 options[64] = {};
-	struct tcphdr *tcp = at_most(ctx, in->l4, MAX_L4_OFFSET);
-	__be16 is, may;
-
-	if (!tcp || (void *)(tcp + 1) > end(ctx))
-		return false;
-	len = tcp->doff * 4 - sizeof(*tcp);
-	bpf_check_mtu(ctx, 0, &mtu, 0, 0);
-	barrier_var(len);
-	if (len < MSS_BYTES || len > TCP_OPTIONS_MAX || mtu < headers + outer_bytes + MSS_MIN ||
-	    bpf_skb_load_bytes(ctx, offset, options, len))
-		return false;
-	for (int i = 0; i < TCP_OPTIONS_MAX / 2 && at_byte + MSS_BYTES <= len; i++) {
-		__u8 kind = options[at_byte & 63], size = options[(at_byte + 1) & 63];
-
-		if (kind == OPTION_END)
-			return false;
-		if (kind == OPTION_MSS)
-			break;
-		at_byte += kind == OPTION_NOP ? 1 : size < 2 ? 2 : size;
-	}
-	if (at_byte + MSS_BYTES > len || options[at_byte & 63] != OPTION_MSS)
-		return false;
-	is = (__be16)(options[(at_byte + 2) & 63] | options[(at_byte + 3) & 63] << 8);
-	may = bpf_htons(mtu - outer_bytes - headers);
-	if (bpf_ntohs(is) <= bpf_ntohs(may))
-		return false;
-	offset += at_byte + 2;
-	/* The sum is of words; an option may begin in the middle of one. */
-	if (at_byte & 1) {
-		is = bpf_htons(bpf_ntohs(is) << 8 | bpf_ntohs(is) >> 8);
-		may = bpf_htons(bpf_ntohs(may) << 8 | bpf_ntohs(may) >> 8);
-	}
-	if (bpf_l4_csum_replace(ctx, in->l4 + offsetof(struct tcphdr, check), is, may, sizeof(may)))
-		return false;
-	may = bpf_htons(mtu - outer_bytes - headers);
-	return !bpf_skb_store_bytes(ctx, offset, &may, sizeof(may), 0);
 }
 
 static __always_inline bool is_syn_ack(const struct inner *in)
@@ -206,7 +157,8 @@ static __noinline bool answer_quote(struct __sk_buff *ctx, const struct inner *i
 }
 
 /* The packet is of a flow that came through Geneve. */
-static __noinline int answer_flow(struct __sk_buff *ctx, const struct inner *in, struct way_val *val)
+static __noinline int answer_flow(struct __sk_buff *ctx, const struct inner *in,
+				  struct way_val *val)
 {
 	struct way_val way = {
 		.check = READ_ONCE(val->check),

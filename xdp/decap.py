@@ -2,8 +2,8 @@
 """The backend's side of dsr-ipip and dsr-geneve: the decap program on an interface, `shunt decap`.
 
 It goes on when the command has ended. What that takes stands in decap-INTERFACE: the links of the
-program for what comes in and of the one for answers (without TCX: clsact/, if that qdisc is ours), and the
-maps that both share. What they have counted, and how they are set, is read from the program.
+program for what comes in and of the one for answers (without TCX: clsact/, if that qdisc is ours),
+and the maps that both share. What they have counted and how they are set is read from the program.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def attach(
 
     `addresses` are this host's, of services behind Geneve; `flows` how many of theirs have room.
     Raises: ShuntError if the interface is absent, or holds another program, or decap in another
-            mode or with room for other flows; or if an argument is none. What was attached before goes on.
+            mode or with room for other flows; or if an argument is wrong. What was attached before
+            goes on.
     """
     accepted = _prefixes(sources) or default_sources()
     own = _own(addresses)
@@ -86,7 +87,7 @@ def attach(
     with Object(OBJECT) as obj, Object(ANSWER_OBJECT) as answer:
         for each in (obj, answer):
             configure(each.variable(".rodata", "config"), accepted, own)
-        _load(obj, answer, iface, held, flows)
+        load(obj, answer, iface, held, flows)
         program, replies = obj.programs[PROGRAM].fd, answer.programs[ANSWER_PROGRAM].fd
         if held:
             _swap(held, iface, ifindex, mode, program, replies)
@@ -108,8 +109,11 @@ def attach(
     return next(decap for decap in status(bpffs) if decap.interface == iface)
 
 
-def _load(obj: Object, answer: Object, iface: str, held: Path | None, flows: int | None) -> None:
-    """Both programs on the same maps; those that are pinned are kept."""
+def load(obj: Object, answer: Object, iface: str, held: Path | None, flows: int | None) -> None:
+    """Both programs on the same maps; those that are pinned in `held` are kept.
+
+    Raises: ShuntError.
+    """
     obj.set_entries({FLOWS: flows or DEFAULT_FLOWS})
     for name in KEPT if held else ():
         with contextlib.closing(Map.pinned(held / name)) as found:
@@ -310,9 +314,7 @@ def _ifindex(iface: str) -> int:
         ) from None
 
 
-def _swap(
-    path: Path, iface: str, ifindex: int, mode: str, program: int, replies: int
-) -> None:
+def _swap(path: Path, iface: str, ifindex: int, mode: str, program: int, replies: int) -> None:
     """Put programs with other settings in the place of those that are attached."""
     current = links.query(ifindex).mode
     if mode not in {"auto", current}:

@@ -208,9 +208,9 @@ static __always_inline bool clashes(struct xdp_md *ctx)
 {
 	struct inner in = {};
 
-	return opens_geneve() && read_inner(ctx, &in, false) && !in.rest &&
-	       !in.quote && (opens(&in) || in.key.proto == IPPROTO_UDP) &&
-	       is_own(in.key.addr, in.ipv6) && bpf_map_lookup_elem(&ways_back, &in.key);
+	return opens_geneve() && read_inner(ctx, &in, false) && !in.rest && !in.quote &&
+	       (opens(&in) || in.key.proto == IPPROTO_UDP) && is_own(in.key.addr, in.ipv6) &&
+	       bpf_map_lookup_elem(&ways_back, &in.key);
 }
 
 /* A VIP that is tunneled without being readdressed: its SYN-ACKs have to leave room. */

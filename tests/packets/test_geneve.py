@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mode dsr-geneve: the backend gets the client's packet as its own, and what it was for beside it."""
+"""Mode dsr-geneve: the backend gets the client's packet as its own, and the VIP beside it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,12 @@ versions = pytest.mark.parametrize("version", [4, 6])
 
 
 def serve(
-    lb: Balancer, inner: int, outer: int, proto: int = balancer.TCP, port: int = PORT, count: int = 1
+    lb: Balancer,
+    inner: int,
+    outer: int,
+    proto: int = balancer.TCP,
+    port: int = PORT,
+    count: int = 1,
 ) -> Service:
     backends = BACKENDS[outer][:count]
     return lb.add_service(VIP[inner], 80, proto, "dsr-geneve", backends, backend_port=port)
@@ -73,7 +78,7 @@ def opened(out: Out, inner: int, outer: int, reason: Any = Reason.SENT_TO_BACKEN
 
 
 def destination(inner: int, outer: int, backend: int = 0) -> str:
-    """Of the inner packet: a backend of the other family puts its own address in the VIP's place."""
+    """Of the inner packet; a backend of the other family puts an address in the VIP's place."""
     return BACKENDS[outer][backend] if inner == outer else VIP[inner]
 
 
@@ -161,9 +166,7 @@ def test_checksums_are_right_for_every_sum(
 
 @combinations
 @pytest.mark.parametrize("state", ["settled", "moving", "lingering"])
-def test_flows_are_kept_as_in_every_mode(
-    inner: int, outer: int, state: str, lb: Balancer
-) -> None:
+def test_flows_are_kept_as_in_every_mode(inner: int, outer: int, state: str, lb: Balancer) -> None:
     service = serve(lb, inner, outer, count=2)
     service.set_slots(service.backends[0])
     old = tcp(CLIENT[inner], VIP[inner], "A", sport=1)
