@@ -9,7 +9,6 @@
 #ifndef SHUNT_ABI_H
 #define SHUNT_ABI_H
 
-#include <linux/bpf.h>
 #include <linux/types.h>
 
 #include "../xdp/shunt_hook.h"
@@ -447,7 +446,7 @@ struct fragment_val {	 /* map fragments, value: what only the first one says */
 	__u8   pad[7];
 };
 
-#define QUOTE_BYTES 48 /* an IPv6 header, and 8 */
+#define QUOTE_BYTES 56 /* an IPv6 header, a fragment's, and 8 */
 #define SCRATCH_BYTES 256
 
 /* Too large for the stack; packets of one processor are handled one after the other. */
@@ -669,7 +668,6 @@ struct way_val {	 /* map ways_back, value */
 	__u16  outer_bytes; /* of all outer headers */
 	__u32  flags;	 /* enum way_flag */
 	__u64  seen_ns;
-	struct bpf_timer timer;
 };
 
 struct tunneled_key {	 /* map tunneled, key */

@@ -202,7 +202,7 @@ static __always_inline int answer(struct __sk_buff *ctx)
 		return -1;
 	if (in.rest)
 		return answer_rest(ctx, &in);
-	val = bpf_map_lookup_elem(&ways_back, &in.key);
+	val = find_way(&in.key);
 	if (val)
 		return answer_flow(ctx, &in, val);
 	if (!is_syn_ack(&in))

@@ -25,6 +25,7 @@ from shunt.kern.maps import Map
 from shunt.kern.objects import Object, open_pin, pin
 from shunt.kern.programs import inside
 from shunt.kern.tc import Direction
+from shunt.kern.testrun import run_xdp
 from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import IPAddress, Settings
@@ -36,6 +37,7 @@ PREFIX = "decap-"
 LINK, ANSWER, CLSACT = "link", "answer", "clsact"  # within a directory
 FLOWS = "ways_back"
 KEPT = FLOWS, "tunneled"  # pinned, and used again when the sources change
+SWEEP_PROGRAM, SWEEP = "shunt_sweep", "sweep"  # run for each look at the flows
 SHARED = *KEPT, COUNTERS
 DEFAULT_FLOWS = 262144
 
@@ -97,6 +99,7 @@ def attach(
             try:
                 for name in KEPT:
                     pin(obj.maps[name].fd, path / name)
+                pin(obj.programs[SWEEP_PROGRAM].fd, path / SWEEP)
                 _attach_answers(path, iface, ifindex, replies)
                 link, _ = links.attach_xdp(program, ifindex, iface, mode)
                 try:
@@ -115,16 +118,16 @@ def load(obj: Object, answer: Object, iface: str, held: Path | None, flows: int 
     Raises: ShuntError.
     """
     obj.set_entries({FLOWS: flows or DEFAULT_FLOWS})
-    for name in KEPT if held else ():
-        with contextlib.closing(Map.pinned(held / name)) as found:
-            if name == FLOWS and flows not in {None, found.spec.entries}:
+    for path in [held / name for name in KEPT] if held else []:
+        with contextlib.closing(Map.pinned(path)) as found:
+            if path.name == FLOWS and flows not in {None, found.spec.entries}:
                 raise ShuntError(
                     f"decap on {iface} has room for {found.spec.entries} flows",
                     "the flows that it remembers cannot be moved to another map",
                     f"shunt decap --iface {iface} --detach, and attach again: flows end",
                 )
-            obj.set_entries({name: found.spec.entries})
-            obj.reuse(name, found.fd, str(held / name))
+            obj.set_entries({path.name: found.spec.entries})
+            obj.reuse(path.name, found.fd, str(path))
     obj.load()
     for name in SHARED:
         answer.set_entries({name: obj.maps[name].spec.entries})
@@ -163,7 +166,7 @@ def _remove(path: Path, ifindex: int) -> None:
             tc.remove_clsact(ifindex)
     if (path / CLSACT).exists():
         (path / CLSACT).rmdir()
-    for name in KEPT:
+    for name in (*KEPT, SWEEP):
         (path / name).unlink(missing_ok=True)
     path.rmdir()
 
@@ -316,8 +319,7 @@ def _ifindex(iface: str) -> int:
 
 def _swap(path: Path, iface: str, ifindex: int, mode: str, program: int, replies: int) -> None:
     """Put programs with other settings in the place of those that are attached."""
-    current = links.query(ifindex).mode
-    if mode not in {"auto", current}:
+    if mode not in {"auto", current := links.query(ifindex).mode}:
         raise ShuntError(
             f"decap is attached to {iface} in mode {current}",
             "a link keeps its mode",
@@ -369,6 +371,7 @@ def _describe(iface: str, ifindex: int, path: Path) -> Decap:
     with Object(OBJECT) as obj:
         reasons = obj.btf.enum("decap_reason", "DECAP_")
     attached = links.query(ifindex)
+    sweep(open_pin(path / SWEEP))
     with inside(attached.prog_id) as program:
         totals = program.maps[COUNTERS].totals()["packets"]
         ways = program.maps[FLOWS]
@@ -383,6 +386,14 @@ def _describe(iface: str, ifindex: int, path: Path) -> Decap:
             flows_max=ways.spec.entries,
             answers=_answers(ifindex, path),
         )
+
+
+def sweep(program: int) -> None:
+    """End the flows that are over, which nobody has looked up since. Closes the descriptor."""
+    try:
+        run_xdp(program, bytes(64))
+    finally:
+        os.close(program)
 
 
 def _answers(ifindex: int, path: Path) -> str:

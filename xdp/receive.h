@@ -7,18 +7,29 @@
 #include "inner.h"
 #include "outer.h"
 
+#define E2BIG  7
 #define EEXIST 17
 
-/* The flow's time may be over. */
-static int end_way(void *map, struct way_key *key, struct way_val *val)
-{
-	__s64 overdue = way_overdue(val, key->proto, bpf_ktime_get_ns());
+/* When there was no room last. */
+__u64 swept_ns;
 
-	if (overdue < 0)
-		bpf_timer_start(&val->timer, -overdue, 0);
-	else
+static long end_way(void *map, struct way_key *key, struct way_val *val, void *context)
+{
+	(void)context;
+	if (way_ended(val, key->proto, bpf_ktime_get_ns()))
 		bpf_map_delete_elem(map, key);
 	return 0;
+}
+
+/* Some 10 ms for 262,144 flows, so once a second at most: a flood must not have more. */
+static __noinline bool sweep(void)
+{
+	__u64 now = bpf_ktime_get_ns(), last = READ_ONCE(swept_ns);
+
+	if (now - last < S_TO_NS || __sync_val_compare_and_swap(&swept_ns, last, now) != last)
+		return false;
+	bpf_for_each_map_elem(&ways_back, end_way, NULL, 0);
+	return true;
 }
 
 static __always_inline bool leads_to(const struct way_val *val, const struct frontend *f)
@@ -27,58 +38,48 @@ static __always_inline bool leads_to(const struct way_val *val, const struct fro
 }
 
 static __noinline enum decap_reason begin_way(const struct way_key *key, const struct frontend *f,
-					      __u32 flags)
+					      __u64 mode)
 {
-	struct way_val fresh = {
-		.check = way_check(key),
-		.vip_port = f->port,
-		.outer_bytes = f->outer_bytes,
-		.flags = flags,
-		.seen_ns = bpf_ktime_get_ns(),
-	};
-	struct way_val *val;
+	struct way_val *val, fresh = {
+				     .check = way_check(key),
+				     .vip_port = f->port,
+				     .outer_bytes = f->outer_bytes,
+				     .seen_ns = bpf_ktime_get_ns(),
+			     };
 	long err;
 
 	__builtin_memcpy(fresh.vip, f->vip, 16);
-	err = bpf_map_update_elem(&ways_back, key, &fresh, BPF_NOEXIST);
-	if (err && err != -EEXIST)
+	err = bpf_map_update_elem(&ways_back, key, &fresh, mode);
+	if (err == -E2BIG && sweep())
+		err = bpf_map_update_elem(&ways_back, key, &fresh, mode);
+	if (!err)
+		return DECAP_UNWRAPPED;
+	if (err != -EEXIST)
 		return DECAP_DROP_FULL;
-	val = bpf_map_lookup_elem(&ways_back, key);
-	if (!val)
-		return DECAP_DROP_FULL;
-	if (err) /* another processor was first */
-		return leads_to(val, f) ? DECAP_UNWRAPPED : DECAP_DROP_CLASH;
-	if (bpf_timer_init(&val->timer, &ways_back, CLOCK_MONOTONIC) ||
-	    bpf_timer_set_callback(&val->timer, end_way) ||
-	    bpf_timer_start(&val->timer, way_life(flags, key->proto), 0)) {
-		bpf_map_delete_elem(&ways_back, key);
-		return DECAP_DROP_FULL;
-	}
-	return DECAP_UNWRAPPED;
+	val = bpf_map_lookup_elem(&ways_back, key); /* another processor was first */
+	return val && leads_to(val, f) ? DECAP_UNWRAPPED : DECAP_DROP_CLASH;
 }
 
-/* A flow begins with 60 s, whatever its first packet says: anybody can make that up. */
+/* A flow begins as if with a SYN, whatever its first packet says: anybody can make that up. */
 static __noinline enum decap_reason remember_way(const struct inner *in, const struct frontend *f)
 {
-	__u32 flags = way_flags(in->tcp_flags, WAY_FIN_CLIENT);
 	const struct way_key *key = &in->key;
-	struct way_val *val = bpf_map_lookup_elem(&ways_back, key);
+	struct way_val *val = find_way(key);
+	__u32 flags;
 
-	if (val && val->check == way_check(key)) {
-		bool anew = opens(in) && way_over(READ_ONCE(val->flags));
-
-		if (leads_to(val, f) && !anew) {
-			if (key->proto == IPPROTO_TCP && !(in->tcp_flags & TCP_SYN))
-				flags |= WAY_OPEN;
-			touch_way(val, key->proto, flags);
-			return DECAP_UNWRAPPED;
-		}
-		if (!anew)
+	if (val && !(opens(in) && way_over(READ_ONCE(val->flags)))) {
+		if (!leads_to(val, f))
 			return DECAP_DROP_CLASH;
-		bpf_map_delete_elem(&ways_back, key);
+		flags = way_flags(in->tcp_flags, WAY_FIN_CLIENT);
+		if (key->proto == IPPROTO_TCP && !(in->tcp_flags & TCP_SYN))
+			flags |= WAY_OPEN;
+		touch_way(val, key->proto, flags);
+		return DECAP_UNWRAPPED;
 	}
 	/* Nothing is ever answered to an RST. */
-	return in->tcp_flags & TCP_RST ? DECAP_UNWRAPPED : begin_way(key, f, flags);
+	if (in->tcp_flags & TCP_RST)
+		return DECAP_UNWRAPPED;
+	return begin_way(key, f, bpf_map_lookup_elem(&ways_back, key) ? BPF_ANY : BPF_NOEXIST);
 }
 
 static __always_inline bool is_own(const __u8 *addr, bool ipv6)
@@ -210,7 +211,7 @@ static __always_inline bool clashes(struct xdp_md *ctx)
 
 	return opens_geneve() && read_inner(ctx, &in, false) && !in.rest && !in.quote &&
 	       (opens(&in) || in.key.proto == IPPROTO_UDP) && is_own(in.key.addr, in.ipv6) &&
-	       bpf_map_lookup_elem(&ways_back, &in.key);
+	       find_way(&in.key);
 }
 
 /* A VIP that is tunneled without being readdressed: its SYN-ACKs have to leave room. */

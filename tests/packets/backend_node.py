@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ class BackendNode:
 
     def ways(self) -> list[Any]:
         """What is remembered. Shape: values, struct way_val."""
+        decap.sweep(os.dup(self.object.programs[decap.SWEEP_PROGRAM].fd))
         return list(self.object.maps[decap.FLOWS].items()[1])
 
     def forgets(self, flows: int, within_s: float = 30) -> bool:

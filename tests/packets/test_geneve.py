@@ -223,6 +223,18 @@ def test_of_a_datagram_in_fragments_the_first_is_told_of(lb: Balancer) -> None:
     assert lb.run(big).said == (XDP_TX, {Reason.SENT_TOO_BIG: 1})
 
 
+def test_a_first_fragment_of_ipv6_is_quoted_with_its_ports(lb: Balancer) -> None:
+    """Behind the fragment's own header, where Linux looks for them: else it takes no notice."""
+    serve(lb, 6, 6, balancer.UDP)
+    header = ip(CLIENT[6], VIP[6]) / IPv6ExtHdrFragment(nh=17, m=1, id=5)
+    big = ether(header / UDP(sport=40000, dport=80, len=3000, chksum=1) / Raw(bytes(1440)))
+    out = lb.run(big)
+    assert out.said == (XDP_TX, {Reason.SENT_TOO_BIG: 1})
+    quoted = quote_of(out.packet, 6)
+    assert quoted.nh == 44
+    assert (quoted[UDP].sport, quoted[UDP].dport) == (40000, 80)
+
+
 def test_answers_have_a_budget(make_lb: Any) -> None:
     lb = make_lb(answers_per_s=1)
     serve(lb, 4, 4, balancer.UDP)

@@ -42,9 +42,6 @@ versions = pytest.mark.parametrize("version", [4, 6])
 MTU = ["link set dev lo mtu 1500"]
 
 
-# Answers ----------------------------------------------------------------------------------------
-
-
 @combinations
 @protocols
 def test_an_answer_is_the_vips_and_else_as_it_was(

@@ -10,24 +10,23 @@ import pytest
 
 from tests.packets import balancer
 from tests.packets.backend_node import (
+    CLIENT,
+    OTHER_VIP,
+    OWN,
+    OWN_PORT,
     BackendNode,
+    Reason,
     Way,
     answered,
     leaves_alone,
+    passed,
     reply,
     sent,
 )
+from tests.packets.frames import either, network
 
-combinations = pytest.mark.parametrize(
-    ("inner", "outer"), [(4, 4), (6, 6), (4, 6), (6, 4)], ids=["4in4", "6in6", "4in6", "6in4"]
-)
 protocols = pytest.mark.parametrize("proto", [balancer.TCP, balancer.UDP], ids=["tcp", "udp"])
 versions = pytest.mark.parametrize("version", [4, 6])
-MTU = ["link set dev lo mtu 1500"]
-
-
-# How long it is remembered ----------------------------------------------------------------------
-
 LONG = {"opening": 1000, "open": 1000, "closing": 1000, "over": 1000, "udp": 1000}
 
 
@@ -49,7 +48,7 @@ def bring(node: BackendNode, state: str, version: int, sport: int) -> None:
 def test_each_state_has_its_time(
     state: str, version: int, make_node: Callable[..., BackendNode]
 ) -> None:
-    """The others of this map stay: each entry has a timer of its own."""
+    """The others of this map stay."""
     node = make_node(**{**LONG, state: 0.2})
     states = [other for other in LONG if other != state]
     for sport, other in enumerate(states, 1):
@@ -72,7 +71,7 @@ def test_a_reset_ends_it(end: str, make_node: Callable[..., BackendNode]) -> Non
 
 
 def test_it_lives_as_long_as_packets_come(make_node: Callable[..., BackendNode]) -> None:
-    """From either side; the timer runs out meanwhile, and goes on for the rest."""
+    """From either side."""
     node = make_node(**{**LONG, "udp": 1})
     node.opened(sent(4, proto=balancer.UDP))
     begun = last = time.monotonic()
@@ -114,6 +113,21 @@ def test_a_packet_in_between_begins_as_a_syn_does(node: BackendNode) -> None:
 def test_an_rst_of_nobody_is_not_remembered(node: BackendNode) -> None:
     node.opened(sent(4, flags="R"))
     assert node.ways() == []
+
+
+@versions
+@protocols
+def test_what_is_over_is_not_there_though_nobody_has_swept(
+    version: int, proto: int, make_node: Callable[..., BackendNode]
+) -> None:
+    node = make_node(**dict.fromkeys(LONG, 0.3))
+    node.opened(sent(version, proto=proto))
+    time.sleep(0.4)
+    leaves_alone(node, reply(version, proto))
+    direct = either(proto, CLIENT[version], OWN[version], dport=OWN_PORT)
+    assert passed(node, direct) == Reason.PASS_NOT_TUNNEL
+    node.opened(sent(version, proto=proto, vip=OTHER_VIP[version]))
+    assert network(answered(node.send(reply(version, proto)))).src == OTHER_VIP[version]
 
 
 @versions
