@@ -13,11 +13,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from shunt.kern import features, links, tc
 from shunt.kern.features import ensure_bpffs
@@ -26,9 +22,17 @@ from shunt.kern.objects import Object, open_pin, pin
 from shunt.kern.programs import inside
 from shunt.kern.tc import Direction
 from shunt.kern.testrun import run_xdp
-from shunt.lb.compile import mapped
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import IPAddress, Settings
+from shunt.lb.model import IPAddress
+from shunt.xdp.decap_config import (
+    Network,
+    configure,
+    default_sources,
+    own_addresses,
+    prefixes,
+    read_addresses,
+    read_sources,
+)
 
 OBJECT, ANSWER_OBJECT = (Path(__file__).parent / f"{n}.bpf.o" for n in ("decap", "answer"))
 PROGRAM, ANSWER_PROGRAM, COUNTERS = "shunt_decap", "shunt_answer", "decap_reasons"
@@ -40,8 +44,6 @@ KEPT = FLOWS, "tunneled"  # pinned, and used again when the sources change
 SWEEP_PROGRAM, SWEEP = "shunt_sweep", "sweep"  # run for each look at the flows
 SHARED = *KEPT, COUNTERS
 DEFAULT_FLOWS = 262144
-
-Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,6 @@ class Decap:
     flows: int = 0  # whose way back is remembered
     flows_max: int = 0
     answers: str = ""  # how their program is attached: tcx, clsact, or not at all
-
-
-def default_sources() -> tuple[Network, ...]:
-    """Where the load balancers' outer headers come from, unless configured otherwise."""
-    settings = Settings(interfaces=())
-    return settings.ipip_source4, settings.ipip_source6
 
 
 def attach(
@@ -80,8 +76,8 @@ def attach(
             mode or with room for other flows; or if an argument is wrong. What was attached before
             goes on.
     """
-    accepted = _prefixes(sources) or default_sources()
-    own = _own(addresses)
+    accepted = prefixes(sources) or default_sources()
+    own = own_addresses(addresses)
     ifindex = _ifindex(iface)
     ensure_bpffs(bpffs)
     _sweep(bpffs)
@@ -234,77 +230,6 @@ def _find(iface: str, ifindex: int, bpffs: Path) -> Path | None:
     return None
 
 
-def _prefixes(sources: Iterable[Network | str]) -> tuple[Network, ...]:
-    found = []
-    for source in sources:
-        try:
-            found.append(ip_network(source))
-        except ValueError as error:
-            raise ShuntError(
-                f"{source} is not a prefix to accept packets from",
-                str(error),
-                "give the load balancers' `ipip` sources, such as 198.18.0.0/16 or 100::/64",
-            ) from error
-    return tuple(found)
-
-
-def _own(addresses: Iterable[IPAddress | str]) -> tuple[IPAddress, ...]:
-    found = []
-    for address in addresses:
-        try:
-            found.append(ip_address(address))
-        except ValueError as error:
-            raise ShuntError(
-                f"{address} is not an address of this host",
-                str(error),
-                "give those that the services listen on, each by --address",
-            ) from error
-    return tuple(dict.fromkeys(found))
-
-
-def configure(
-    config: Any, sources: tuple[Network, ...], addresses: tuple[IPAddress, ...] = ()
-) -> None:
-    """Fill struct decap_config.
-
-    Raises: ShuntError if there are more sources or addresses than it holds.
-    """
-    for version in (4, 6):
-        chosen = [source for source in sources if source.version == version]
-        own = [address for address in addresses if address.version == version]
-        rows = config[f"source{version}"]
-        for what, given in (("sources", chosen), ("addresses", own)):
-            if len(given) > len(rows):
-                raise ShuntError(
-                    f"{len(given)} IPv{version} {what} are too many",
-                    f"the program compares each packet with {len(rows)} at most",
-                    "give fewer, larger prefixes" if given is chosen else "give fewer",
-                )
-        for i, address in enumerate(own):
-            config[f"address{version}"][i] = np.frombuffer(mapped(address), np.uint8)
-        config[f"own{version}"] = len(own)
-        for row, source in zip(rows, chosen, strict=False):
-            row["addr"] = np.frombuffer(mapped(source.network_address), np.uint8)
-            row["mask"] = np.frombuffer(mapped(source.netmask), np.uint8)
-        config[f"count{version}"] = len(chosen)
-
-
-def _sources(config: Any) -> Iterator[Network]:
-    """The inverse of configure."""
-    for version, size in ((4, 4), (6, 16)):
-        for row in config[f"source{version}"][: int(config[f"count{version}"])]:
-            ones = sum(int(byte).bit_count() for byte in row["mask"][16 - size :])
-            address = IPv6Address(row["addr"].tobytes())
-            yield ip_network((address.ipv4_mapped or address, ones))
-
-
-def _addresses(config: Any) -> Iterator[IPAddress]:
-    for version in (4, 6):
-        for raw in config[f"address{version}"][: int(config[f"own{version}"])]:
-            address = IPv6Address(raw.tobytes())
-            yield address.ipv4_mapped or address
-
-
 def _ifindex(iface: str) -> int:
     try:
         return socket.if_nametoindex(iface)
@@ -379,13 +304,22 @@ def _describe(iface: str, ifindex: int, path: Path) -> Decap:
         return Decap(
             interface=iface,
             mode=attached.mode,
-            sources=tuple(_sources(config)),
+            sources=tuple(read_sources(config)),
             packets={reasons(i).name.lower(): int(n) for i, n in enumerate(totals)},
-            addresses=tuple(_addresses(config)),
+            addresses=tuple(read_addresses(config)),
             flows=len(ways.items()[0]),
             flows_max=ways.spec.entries,
             answers=_answers(ifindex, path),
         )
+
+
+def opened_for(ifindex: int) -> tuple[IPAddress, ...]:
+    """The addresses that the decap program of an interface was given, whoever has pinned it.
+
+    Raises: OSError if the program has gone.
+    """
+    with inside(links.query(ifindex).prog_id) as program:
+        return tuple(read_addresses(program.constants["config"]))
 
 
 def sweep(program: int) -> None:

@@ -39,6 +39,7 @@ WORDS = [
     "generic",
     "dsr-ipip",
     "dsr-l2",
+    "dsr-geneve",
     "nat",
     "none",
     "tcp",
@@ -190,7 +191,7 @@ def service_models(draw: st.DrawFn, name: str, vips: tuple[IPAddress, ...]) -> S
     addresses = addresses4 | addresses6
     if mode is Mode.LOCAL:
         addresses = addresses4 if families == {4} else addresses6
-    numbers = st.just(0) if not mode.translates else st.just(0) | port_numbers
+    numbers = st.just(0) if not mode.readdresses else st.just(0) | port_numbers
     backend = st.builds(Backend, addresses, numbers, st.integers(1, 65535))
     return Service(
         name=name,
