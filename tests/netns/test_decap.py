@@ -11,15 +11,11 @@ say and hears the backend answer the client directly, as with direct server retu
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from ipaddress import ip_address
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +25,13 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from shunt.kern import features, links, tc
-from shunt.kern.maps import Map
+from shunt.kern import links
 from shunt.lab.netns import Namespace, veth
-from shunt.lb.errors import ShuntError
 from shunt.xdp import decap
-from shunt.xdp.decap import Decap
 from tests.netns import iproute
+from tests.netns.decap_pair import BACKEND_MAC, BALANCER_MAC, DEVICE, VIP, refused
 
-DEVICE = "eth0.9"  # a dot, as a VLAN's interface has: no name that bpffs takes
-BALANCER_MAC, BACKEND_MAC = "02:00:00:00:09:01", "02:00:00:00:09:02"
 CLIENT = {4: "192.0.2.1", 6: "2001:db8:c::1"}
-VIP = {4: "203.0.113.1", 6: "2001:db8:a::1"}
 BACKEND = {4: "10.9.0.2", 6: "fd09::2"}
 SOURCE = {4: "198.18.3.4", 6: "100::3:4"}
 PORT, CLIENT_PORT = 8080, 40000
@@ -48,47 +39,6 @@ PORT, CLIENT_PORT = 8080, 40000
 combinations = pytest.mark.parametrize(
     ("inner", "outer"), [(4, 4), (6, 6), (4, 6), (6, 4)], ids=["4in4", "6in6", "4in6", "6in4"]
 )
-
-
-@pytest.fixture
-def bpffs() -> Iterator[Path]:
-    path = Path(f"/sys/fs/bpf/shunt-test-{os.getpid()}")
-    yield path
-    if path.exists():
-        decap.cleanup(path)
-        path.rmdir()
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Namespace, Namespace]]:
-    with contextlib.ExitStack() as stack:
-        made = []
-        for role in ("balancer", "backend"):
-            namespace = Namespace.create(f"shunt-test-{os.getpid()}-{role}")
-            stack.callback(namespace.delete)
-            made.append(namespace)
-        balancer, backend = made
-        veth(balancer, "eth0", backend, DEVICE, 1500)
-        balancer.ip(f"link set dev eth0 address {BALANCER_MAC}")
-        backend.ip(
-            f"link set dev {DEVICE} address {BACKEND_MAC}",
-            f"address add 10.9.0.2/24 dev {DEVICE}",
-            f"address add fd09::2/64 dev {DEVICE} nodad",
-            f"address add {VIP[4]}/32 dev lo",
-            f"address add {VIP[6]}/128 dev lo nodad",
-            *(
-                f"neighbour add {gateway} lladdr {BALANCER_MAC} nud permanent dev {DEVICE}"
-                for gateway in ("10.9.0.1", "fd09::1")
-            ),
-            "route add default via 10.9.0.1",
-            "route add default via fd09::1",
-        )
-        # An IPv6 address is this host's only once the device's carrier has been noticed.
-        deadline = time.monotonic() + 5
-        while "local" not in backend.run("ip", "route", "get", "fd09::2", check=False).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield balancer, backend
 
 
 class Wire:
@@ -121,15 +71,6 @@ def wire(pair: tuple[Namespace, Namespace]) -> Iterator[Wire]:
     wire = Wire(pair[0])
     yield wire
     wire.socket.close()
-
-
-@pytest.fixture
-def attach(pair: tuple[Namespace, Namespace], bpffs: Path) -> Callable[..., Decap]:
-    def attach(sources: Sequence[str] = (), mode: str = "auto") -> Decap:
-        with pair[1].inside():
-            return decap.attach(DEVICE, sources, mode, bpffs)
-
-    return attach
 
 
 def packets(pair: tuple[Namespace, Namespace], bpffs: Path) -> dict[str, int]:
@@ -298,90 +239,7 @@ def test_the_pin_of_an_interface_that_went_is_replaced(pair: Any, attach: Any, b
     assert [path.name for path in bpffs.iterdir()] == ["decap-eth0:9"]
 
 
-@pytest.fixture(params=["tcx", "clsact"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the program for answers is attached; the second as where the kernel has no TCX."""
-    if request.param == "clsact":
-        absent = replace(features.tcx(), present=False)
-        monkeypatch.setattr(features, "tcx", lambda: absent)
-    elif not features.tcx().present:
-        pytest.skip("no TCX")
-    return str(request.param)
-
-
-def qdiscs(backend: Namespace) -> set[str]:
-    with backend.inside():
-        return tc.qdiscs(socket.if_nametoindex(DEVICE))
-
-
-def test_answers_have_a_program_of_their_own(way: str, pair: Any, attach: Any, bpffs: Path) -> None:
-    before = qdiscs(pair[1])
-    assert attach().answers == way
-    assert attach(["10.0.0.0/8"]).answers == way  # swapped
-    assert ("clsact" in qdiscs(pair[1])) == (way == "clsact")
-    with pair[1].inside():
-        index = socket.if_nametoindex(DEVICE)
-        ours = tc.our_filters(index, tc.Direction.EGRESS, decap.ANSWER_PROGRAM)
-        assert len(ours) == (way == "clsact")
-        decap.detach(DEVICE, bpffs)
-    assert qdiscs(pair[1]) == before
-    assert list(bpffs.iterdir()) == []
-
-
-def test_anothers_clsact_stays(pair: Any, attach: Any, bpffs: Path) -> None:
-    iproute.run(pair[1], "tc", "qdisc", "add", "dev", DEVICE, "clsact")
-    attach()
-    with pair[1].inside():
-        decap.detach(DEVICE, bpffs)
-    assert "clsact" in qdiscs(pair[1])
-
-
-def test_addresses_are_changed_and_flows_kept(pair: Any, bpffs: Path) -> None:
-    with pair[1].inside():
-        first = decap.attach(DEVICE, bpffs=bpffs, addresses=["10.9.0.2"], flows=100)
-        assert (first.addresses, first.flows, first.flows_max) == (
-            (ip_address("10.9.0.2"),),
-            0,
-            100,
-        )
-        with contextlib.closing(Map.pinned(next(bpffs.iterdir()) / decap.FLOWS)) as flows:
-            key, value = flows.new_keys(1), flows.new_values(1)
-            value["seen_ns"] = time.monotonic_ns()
-            flows.update_many(key, value)
-        both = ["10.9.0.2", "fd09::2", "10.9.0.2"]
-        second = decap.attach(DEVICE, bpffs=bpffs, addresses=both)
-        assert second.addresses == (ip_address("10.9.0.2"), ip_address("fd09::2"))
-        assert (second.flows, second.flows_max) == (1, 100)
-        assert decap.attach(DEVICE, bpffs=bpffs).addresses == ()
-    error = refused(pair, lambda: decap.attach(DEVICE, bpffs=bpffs, flows=200))
-    assert error.what == f"decap on {DEVICE} has room for 100 flows"
-    error = refused(pair, lambda: decap.attach(DEVICE, bpffs=bpffs, addresses=["10.9.0.300"]))
-    assert error.what == "10.9.0.300 is not an address of this host"
-    nine = [f"10.9.0.{i}" for i in range(9)]
-    error = refused(pair, lambda: decap.attach(DEVICE, bpffs=bpffs, addresses=nine))
-    assert error.what == "9 IPv4 addresses are too many"
-
-
-def test_what_a_killed_command_left_is_replaced(pair: Any, attach: Any, bpffs: Path) -> None:
-    attach()
-    (directory,) = bpffs.iterdir()
-    with pair[1].inside():
-        links.detach_pin(directory / decap.LINK)
-        assert decap.status(bpffs) == []
-    attach()
-    assert list(bpffs.iterdir()) == [directory]
-
-
 # Errors -----------------------------------------------------------------------------------------
-
-
-def refused(pair: Any, call: Callable[[], object]) -> ShuntError:
-    with pair[1].inside(), pytest.raises(ShuntError) as caught:
-        call()
-    assert caught.value.what
-    assert caught.value.why
-    assert caught.value.fix
-    return caught.value
 
 
 def test_an_interface_that_is_taken_is_left_to_its_holder(pair: Any, bpffs: Path) -> None:

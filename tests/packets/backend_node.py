@@ -18,7 +18,7 @@ from scapy.packet import Packet, Raw
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS
 from shunt.kern.objects import Object
 from shunt.kern.testrun import run_tc, run_xdp
-from shunt.xdp import decap
+from shunt.xdp import decap, decap_config
 from tests.packets.balancer import TCP, mapped
 from tests.packets.frames import ETH, either, ether, ip, udp, verify
 
@@ -61,12 +61,12 @@ class BackendNode:
         flows: int = 1024,
         **lives: float,
     ) -> None:
-        sources = tuple(map(ip_network, decap.default_sources()))
+        sources = tuple(map(ip_network, decap_config.default_sources()))
         own = tuple(map(ip_address, addresses))
         self.object, self.answers = Object(decap.OBJECT), Object(decap.ANSWER_OBJECT)
         for each in (self.object, self.answers):
             config = each.variable(".rodata", "config")
-            decap.configure(config, sources, own)
+            decap_config.configure(config, sources, own)
             for name, seconds in lives.items():
                 config["lives"][f"{name}_ns"] = int(seconds * S)
         decap.load(self.object, self.answers, "a test's node", None, flows)
