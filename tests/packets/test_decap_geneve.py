@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.packet import Raw
 
 from shunt.kern.libbpf import XDP_PASS
+from shunt.xdp import decap
 from tests.packets import balancer
 from tests.packets.backend_node import (
     CLIENT,
@@ -234,3 +236,16 @@ def test_no_room_for_another_flow(make_node: Callable[..., BackendNode]) -> None
         time.sleep(0.1)
     refused(node.receive(sent(4, sport=6)), Reason.DROP_FULL)
     node.opened(sent(4, sport=1, flags="A"))
+
+
+def test_room_is_made_in_pieces(make_node: Callable[..., BackendNode]) -> None:
+    """A packet does not wait until all that is over has gone."""
+    node = make_node(flows=8192)
+    ways = node.object.maps[decap.FLOWS]
+    keys, values = ways.new_keys(8192), ways.new_values(8192)
+    keys["client_port"] = np.arange(8192)
+    ways.update_many(keys, values)
+    for left in (8192 - 2048 + 1, *range(8192 - 2048 + 2, 8192 - 2048 + 6)):
+        node.opened(sent(4, sport=left))
+        assert len(ways.items()[0]) == left
+    assert len(node.ways()) == 5
