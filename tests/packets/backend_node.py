@@ -71,6 +71,12 @@ class BackendNode:
                 config["lives"][f"{name}_ns"] = int(seconds * S)
         decap.load(self.object, self.answers, "a test's node", None, flows)
 
+    def empty(self) -> None:
+        """As it was when it was loaded, which takes a hundred times as long."""
+        maps = {**self.object.maps, **self.answers.maps}
+        for name in (*decap.KEPT, "answers"):
+            maps[name].delete_many(maps[name].items()[0])
+
     def close(self) -> None:
         self.answers.close()
         self.object.close()

@@ -123,6 +123,14 @@ def make_node() -> Iterator[Callable[..., BackendNode]]:
         node.close()
 
 
+@pytest.fixture(scope="module")
+def loaded_node() -> Iterator[BackendNode]:
+    with BackendNode() as node:
+        yield node
+
+
 @pytest.fixture
-def node(make_node: Callable[..., BackendNode]) -> BackendNode:
-    return make_node()
+def node(loaded_node: BackendNode) -> BackendNode:
+    """One that remembers nothing."""
+    loaded_node.empty()
+    return loaded_node
