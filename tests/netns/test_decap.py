@@ -128,6 +128,8 @@ def test_tcp(
         wire.say(said(inner, TCP(**ports, flags="S", seq=1000)), outer)
         answer = wire.hear(lambda p: TCP in p)
         assert str(answer[TCP].flags) == "SA"
+        room = 1500 - (20 if outer == 4 else 40)  # of the link, beside the outer header
+        assert dict(answer[TCP].options)["MSS"] == room - (40 if inner == 4 else 60)
         assert (answer.payload.src, answer.payload.dst) == (VIP[inner], CLIENT[inner])
         acked: dict[str, Any] = {**ports, "seq": 1001, "ack": answer[TCP].seq + 1}
         wire.say(said(inner, TCP(**acked, flags="A")), outer)

@@ -232,6 +232,16 @@ def test_explain_tells_of_it(scene: Scene, service: LabService) -> None:
     done = scene.daemon.cli("explain", *ends, "--on", "eth0")
     assert "sent-to-backend" in done.stdout
     assert "dsr-geneve" in done.stdout
+    (told,) = [line for line in done.stdout.splitlines() if "wrapped in Geneve" in line]
+    backend = service.vip
+    if service.backend_version == service.vip.version:
+        backend = next(
+            host.addresses[service.backend_version == 6]
+            for host in scene.lab.backends
+            if str(host.addresses[service.backend_version == 6]) in told
+        )
+    to = f"[{backend}]" if backend.version == 6 else str(backend)
+    assert told.endswith(f"in it tcp {client}:4000 > {to}:{HTTP_PORT}")
 
 
 def test_decap_shows_what_it_did(scene: Scene) -> None:
