@@ -11,7 +11,7 @@
  *   UDP                                          60 s
  *
  * The map is no LRU: nothing evicts a live flow. What is over is found out when it is looked up, and
- * when a new flow has no room. A timer for each would be neater, but since Linux 6.18 one that a
+ * when a new flow has no room. A timer for each would be neater, but on Linux 6.18 one that a
  * packet makes fails now and then for want of memory (measured: one in 20).
  */
 #ifndef SHUNT_WAY_BACK_H
