@@ -115,7 +115,7 @@ def scene() -> Iterator[Scene]:
 
 @services
 def test_http_there_and_back(scene: Scene, service: LabService) -> None:
-    """The server sees the client itself. A quarter of a megabyte comes back."""
+    """The server sees the client itself (S41). A quarter of a megabyte comes back."""
     with scene.counts("SENT_TO_BACKEND"):
         name, peer = scene.curl(service, "/").split()
         assert name in {host.role for host in scene.lab.backends}
@@ -157,7 +157,7 @@ def test_udp_there_and_back(scene: Scene, service: LabService, size: int) -> Non
 
 @services
 def test_a_large_datagram_is_told_of_and_then_fits(scene: Scene, service: LabService) -> None:
-    """The client's stack learns the path's MTU; its fragments, and those of the answer, arrive."""
+    """The client's stack learns what fits; its fragments, and those of the answer, arrive (S22)."""
     version = service.vip.version
     level = socket.IPPROTO_IP if version == 4 else socket.IPPROTO_IPV6
     payload = bytes(i * 7 & 0xFF for i in range(5000))
