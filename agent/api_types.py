@@ -196,7 +196,7 @@ class ServiceRow(Answer):
     name: str
     origin: str
     protocols: list[Literal["tcp", "udp", "sctp"]]
-    mode: Literal["dsr-ipip", "dsr-l2", "nat", "local"]
+    mode: Literal["dsr-ipip", "dsr-l2", "dsr-geneve", "nat", "local"]
     vips: list[str]
     node: list[str]
     ports: list[str]

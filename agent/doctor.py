@@ -46,9 +46,15 @@ class Finding:
     fix: str = ""
 
 
-def outer_header_bytes(backend: IPAddress) -> int:
-    """What dsr-ipip puts in front of a packet: an IP header of the backend's family."""
-    return 20 if backend.version == 4 else 40
+# The modes that put headers in front of packets.
+TUNNELS = frozenset({Mode.DSR_IPIP, Mode.DSR_GENEVE})
+
+
+def outer_header_bytes(backend: IPAddress, mode: Mode = Mode.DSR_IPIP) -> int:
+    """What a mode puts in front of a packet: an IP header of the backend's family; dsr-geneve also
+    UDP, Geneve and its option."""
+    geneve = 8 + 8 + 24 if mode is Mode.DSR_GENEVE else 0
+    return (20 if backend.version == 4 else 40) + geneve
 
 
 def check_balancer(facts: BalancerFacts, configuration: Configuration) -> list[Finding]:
@@ -244,19 +250,17 @@ def _next_hops(facts: BalancerFacts, configuration: Configuration) -> Iterator[F
 def _room(facts: BalancerFacts, configuration: Configuration) -> Iterator[Finding]:
     """Does the largest packet of a client fit with an outer header around it?"""
     tight: dict[tuple[str, int, int], int] = {}
-    tunnelled = {
-        backend.address
-        for service in configuration.services
-        if service.mode is Mode.DSR_IPIP
-        for backend in service.backends
-    }
+    tunnelled: dict[IPAddress, int] = {}  # by how much
+    for service in configuration.services:
+        for backend in service.backends if service.mode in TUNNELS else ():
+            outer = outer_header_bytes(backend.address, service.mode)
+            tunnelled[backend.address] = max(outer, tunnelled.get(backend.address, 0))
     come_in = [
         link.mtu for link in facts.links.values() if link.name in configuration.settings.interfaces
     ]
     packet = min([CLIENT_PACKET_MAX, *come_in])
-    for address in tunnelled:
+    for address, outer in tunnelled.items():
         hop = facts.hops.get(address)
-        outer = outer_header_bytes(address)
         if isinstance(hop, NextHop) and hop.mtu < packet + outer:
             key = hop.device, hop.mtu, packet + outer
             tight[key] = tight.get(key, 0) + 1

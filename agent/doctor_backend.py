@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from shunt.agent.doctor import CLIENT_PACKET_MAX, Finding, Level, offload_findings
+from shunt.agent.doctor_geneve import check_geneve
 from shunt.agent.facts import BackendFacts
 from shunt.kern.netlink import IFA_F_DADFAILED, InterfaceAddress, Link, Route
 from shunt.lb.errors import ShuntError
@@ -31,15 +32,18 @@ def check_backend(
     if mode is Mode.NAT:
         return [Finding(Level.OK, "mode", "in mode nat a backend needs no setting")]
     findings: list[Finding] = []
-    for vip in vips:
+    has_vip = mode is not Mode.DSR_GENEVE
+    for vip in vips if has_vip else ():
         findings += _vip(facts, vip, mode)
     for version in sorted({vip.version for vip in vips}):
         findings += _way_back(facts, version)
         if mode is Mode.DSR_IPIP:
             findings += _unwraps(facts, version)
             findings += _room(facts, version)
+    if mode is Mode.DSR_GENEVE:
+        findings += check_geneve(facts, vips)
     if any(vip.version == 4 for vip in vips):
-        findings += _arp(facts, mode)
+        findings += _arp(facts, mode) if has_vip else ()
         findings += _reverse_path(facts, mode)
     for device in facts.devices.values():
         if device.program == DECAP_PROGRAM:
@@ -133,8 +137,11 @@ def _unwrapping(facts: BackendFacts, version: int) -> list[str]:
     tunnels = [
         k.name for k in facts.links.values() if k.up and k.kind in TUNNEL_KINDS[version]
     ]  # fmt: skip
-    programs = [d.name for d in facts.devices.values() if d.program == DECAP_PROGRAM]
-    return sorted(tunnels) + sorted(programs)
+    return sorted(tunnels) + _programs(facts)
+
+
+def _programs(facts: BackendFacts) -> list[str]:
+    return sorted(d.name for d in facts.devices.values() if d.program == DECAP_PROGRAM)
 
 
 def _unwraps(facts: BackendFacts, version: int) -> Iterator[Finding]:
@@ -174,6 +181,9 @@ def _room(facts: BackendFacts, version: int) -> Iterator[Finding]:
     mss = route.advmss or route.mtu - headers
     packet = min(mss + headers, CLIENT_PACKET_MAX)
     device = route.link
+    if device.name in _programs(facts):
+        yield Finding(Level.OK, f"mss IPv{version}", f"decap makes it fit on {device.name}")
+        return
     if packet + outer <= device.mtu:
         yield Finding(Level.OK, f"mss IPv{version}", f"segments fit, wrapped, into {device.mtu}")
         return
@@ -238,10 +248,12 @@ def _reverse_path(facts: BackendFacts, mode: Mode) -> Iterator[Finding]:
     comes_in = [d.name for d in facts.devices.values()]
     if mode is Mode.DSR_IPIP:
         comes_in = _unwrapping(facts, 4)
+    elif mode is Mode.DSR_GENEVE:
+        comes_in = sorted(facts.geneve)
     strict = [n for n in comes_in if n != out and _strongest(facts, n, "rp_filter") == RPF_STRICT]
     for name in strict:
         yield Finding(
-            Level.ERROR if mode is Mode.DSR_IPIP else Level.WARN,
+            Level.WARN if mode is Mode.DSR_L2 else Level.ERROR,
             f"rp_filter {name}",
             f"packets of clients that come in on {name} are dropped",
             f"rp_filter is strict there, and clients are answered on {out or 'no device'}",

@@ -17,6 +17,7 @@ from shunt.kern.netdev import Device
 from shunt.kern.netlink import InterfaceAddress, Link, Netlink, Route, RouteEntry, ports
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Configuration, IPAddress, Protocol
+from shunt.xdp import decap
 
 # Of the documentation prefixes (RFC 5737, RFC 3849), for "any client". Asking sends nothing.
 ANY_CLIENT: Mapping[int, IPAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8::1")}
@@ -63,6 +64,7 @@ class BackendFacts:
     entries: Mapping[int, RouteEntry | None] = field(default_factory=dict)
     devices: Mapping[str, DeviceFacts] = field(default_factory=dict)  # Ethernet, with addresses
     ipip_module: bool = False
+    geneve: Mapping[str, tuple[IPAddress, ...]] = field(default_factory=dict)  # of decap, by device
 
 
 def gather_balancer(configuration: Configuration) -> BalancerFacts:
@@ -108,14 +110,20 @@ def gather_backend(clients: Mapping[int, IPAddress] = ANY_CLIENT) -> BackendFact
                 entries[version] = netlink.entry(client)
             except ShuntError as error:
                 routes[version] = error
+        devices = _devices(by_index.values(), names)
         return BackendFacts(
             links=by_index,
             addresses=tuple(addresses),
             sysctls=_sysctls(link.name for link in by_index.values()),
             routes=routes,
             entries=entries,
-            devices=_devices(by_index.values(), names),
+            devices=devices,
             ipip_module=features.ipip().present,
+            geneve={
+                name: decap.opened_for(device.device.link.ifindex)
+                for name, device in devices.items()
+                if device.program == decap.PROGRAM
+            },
         )
 
 

@@ -17,6 +17,7 @@ KEPT = 1000
 # A watcher that is this far behind loses samples; the program samples some 100 a second.
 QUEUED = 256
 
+_GENEVE_PORT, _GENEVE_BYTES = 6081, 8 + 8 + 24  # UDP, Geneve, an option
 _ETHERNET_BYTES = 14
 _ETHERTYPE_VLANS = (0x8100, 0x88A8)
 _ETHERTYPE_IPV4, _ETHERTYPE_IPV6 = 0x0800, 0x86DD
@@ -127,6 +128,16 @@ def describe(frame: bytes) -> dict[str, Any]:
     if not later_fragment:
         found |= _transport(protocol, frame[at:])
     return found
+
+
+def in_geneve(frame: bytes) -> dict[str, Any]:
+    """The same of what dsr-geneve has wrapped; empty if this is none (bpf/geneve.h)."""
+    mark = _GENEVE_PORT.to_bytes(2, "big")
+    for at in (34, 54):  # behind an IPv4 or IPv6 header without options, as the balancer writes it
+        inner = at + _GENEVE_BYTES
+        if frame[at + 2 : at + 4] == mark and len(frame) > inner:
+            return describe(bytes(12) + frame[at + 10 : at + 12] + frame[inner:])
+    return {}
 
 
 def _transport(protocol: int, segment: bytes) -> dict[str, Any]:

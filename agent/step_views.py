@@ -11,7 +11,7 @@ import numpy as np
 
 from shunt.agent.flow_views import backend_name
 from shunt.agent.node import Node
-from shunt.agent.samples import describe
+from shunt.agent.samples import describe, in_geneve
 from shunt.agent.service_views import Json, names
 from shunt.kern.flows import State, backends, seen_ns, states
 from shunt.lb import slots as slot
@@ -329,11 +329,13 @@ class Teller:
 
     def _rewrite(self, out: Json) -> Json:
         keys = ("source", "source_port", "destination", "destination_port")
-        ends = [
-            f"[{a}]:{p}" if p and ":" in str(a) else f"{a}:{p}" if p else str(a)
-            for a, p in ((out.get(k), out.get(f"{k}_port")) for k in ("source", "destination"))
-        ]
-        if out.get("protocol") in _WRAPPED and self.packet.get("protocol") != out["protocol"]:
+        ends = _ends(out)
+        same_port = out.get("destination_port") == self.packet.get("destination_port")
+        inner = {} if same_port else in_geneve(self.tried.data)
+        if inner:
+            to = " > ".join(_ends(inner))
+            text = f"wrapped in Geneve: {ends[0]} > {ends[1]}; in it {inner.get('protocol')} {to}"
+        elif out.get("protocol") in _WRAPPED and self.packet.get("protocol") != out["protocol"]:
             text = f"wrapped: {ends[0]} > {ends[1]}"
         elif all(out.get(key) == self.packet.get(key) for key in keys):
             text = "its MACs alone"
@@ -341,3 +343,11 @@ class Teller:
             flags = f" {','.join(out['tcp_flags'])}" if out.get("tcp_flags") else ""
             text = f"it leaves as {out.get('protocol')} {ends[0]} > {ends[1]}{flags}"
         return {"step": "rewrite", "text": text, "facts": dict(out)}
+
+
+def _ends(packet: Json) -> list[str]:
+    """Source and destination of what samples.describe() has."""
+    return [
+        f"[{a}]:{p}" if p and ":" in str(a) else f"{a}:{p}" if p else str(a)
+        for a, p in ((packet.get(k), packet.get(f"{k}_port")) for k in ("source", "destination"))
+    ]

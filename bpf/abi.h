@@ -122,6 +122,7 @@ enum mode {
 	MODE_DSR_IPIP,	 /* from here on XDP's */
 	MODE_DSR_L2,
 	MODE_NAT,
+	MODE_DSR_GENEVE,
 };
 
 /* svc_val.flags. Of a service without any, map svc_options is never read. */
@@ -456,7 +457,7 @@ struct fragment_val {	 /* map fragments, value: what only the first one says */
 	__u8   pad[7];
 };
 
-#define QUOTE_BYTES 48 /* an IPv6 header, and 8 */
+#define QUOTE_BYTES 56 /* an IPv6 header, a fragment's, and 8 */
 #define SCRATCH_BYTES 256
 
 /* Too large for the stack; packets of one processor are handled one after the other. */
@@ -603,7 +604,7 @@ struct lb_config {
 };
 
 /* Why decap let a packet go the way it did: index of map `decap_reasons`. What passes does so
- * untouched. */
+ * untouched. From ANSWERED on: of packets that leave (xdp/answer.bpf.c). */
 enum decap_reason {
 	DECAP_UNWRAPPED,
 	DECAP_PASS_NOT_TUNNEL,
@@ -613,7 +614,15 @@ enum decap_reason {
 	DECAP_PASS_OPTIONS,	/* the outer header has options or extension headers */
 	DECAP_PASS_MALFORMED,	/* the outer header is damaged or longer than the frame */
 	DECAP_PASS_INNER,	/* the inner packet is not what the outer header says */
+	DECAP_PASS_GENEVE,	/* Geneve, but not as the balancer writes it: bpf/geneve.h */
 	DECAP_DROP_CONGESTED,	/* marked on the way, and only loss tells the inner's sender */
+	DECAP_DROP_ADDRESS,	/* Geneve: for none of the addresses that decap was given */
+	DECAP_DROP_PROTOCOL,	/* Geneve: neither TCP nor UDP nor an ICMP error about those */
+	DECAP_DROP_CLASH,	/* its tuple is that of a flow to another VIP, or to a VIP at all */
+	DECAP_DROP_FULL,	/* Geneve: a new flow, and no room to remember its way back */
+	DECAP_ANSWERED,		/* Geneve: sent on with the VIP as its source */
+	DECAP_CLAMPED,		/* a SYN-ACK whose MSS left no room for outer headers */
+	DECAP_DROP_ANSWER,	/* Geneve: there was no memory to translate it */
 	DECAP_COUNT,
 };
 
@@ -624,12 +633,74 @@ struct decap_source {	 /* a prefix of outer sources */
 	__u8  mask[16];
 };
 
-/* Constants of one loaded decap program. */
+/* How long the way back of a silent flow is kept. */
+struct way_lives {
+	__u64 opening_ns; /* TCP: only a SYN was seen */
+	__u64 open_ns;
+	__u64 closing_ns; /* TCP: one end has sent its FIN */
+	__u64 over_ns;	 /* TCP: both have, or one an RST */
+	__u64 udp_ns;
+};
+
+/* Constants of one loaded decap program, and of the program for answers. */
 struct decap_config {
 	struct decap_source source4[DECAP_SOURCES];
 	struct decap_source source6[DECAP_SOURCES];
+	__u8  address4[DECAP_SOURCES][16]; /* this host's, of services behind Geneve; the first */
+	__u8  address6[DECAP_SOURCES][16]; /* stands for VIPs of other backends' family */
+	struct way_lives lives;
 	__u32 count4;	 /* how many of each are in use */
 	__u32 count6;
+	__u32 own4;
+	__u32 own6;
+};
+
+/* A flow that came through Geneve, as the backend sees it. */
+struct way_key {	 /* map ways_back, key */
+	__u8   client[16]; /* IPv6, or IPv4-mapped */
+	__u8   addr[16];
+	__be16 client_port;
+	__be16 port;
+	__u8   proto;
+	__u8   pad[3];
+} __attribute__((aligned(8)));
+
+enum way_flag {
+	WAY_OPEN = 1,	      /* TCP: more than a SYN */
+	WAY_FIN_CLIENT = 2,
+	WAY_FIN_BACKEND = 4,
+	WAY_RST = 8,
+};
+
+/* `check` is read before and after the rest: it says whether the kernel has recycled the element
+ * under its reader. */
+struct way_val {	 /* map ways_back, value */
+	__u64  check;	 /* of the key; never 0 */
+	__u8   vip[16];
+	__be16 vip_port;
+	__u16  outer_bytes; /* of all outer headers */
+	__u32  flags;	 /* enum way_flag */
+	__u64  seen_ns;
+};
+
+struct tunneled_key {	 /* map tunneled, key */
+	__u8  vip[16];
+};
+
+struct tunneled_val {	 /* map tunneled, value */
+	__u64 outer_bytes; /* of its packets' outer headers: the most there was */
+};
+
+/* An answer whose first fragment was translated. */
+struct answer_key {	 /* map answers, key */
+	__u8  saddr[16];
+	__u8  daddr[16];
+	__u32 id;	 /* as it stands in the header */
+	__u32 proto;	 /* IPv4 only */
+};
+
+struct answer_val {	 /* map answers, value */
+	__u8  vip[16];
 };
 
 /* Constants of one loaded check program. */

@@ -28,9 +28,11 @@ struct icmp_error {
 #define ICMPV6_TIME_EXCEEDED	3
 #define ICMPV6_BAD_HEADER	4
 
-/* What an error quotes: the IP header and 8 bytes, which is all that stacks look at. */
-#define QUOTE4 (sizeof(struct iphdr) + 8)
-#define QUOTE6 QUOTE_BYTES
+/* What an error quotes: the IP header and 8 bytes, which is all that stacks look at; of the first of
+ * several IPv6 fragments 8 more, for the ports are behind a header of its own. */
+#define QUOTE4	     (sizeof(struct iphdr) + 8)
+#define QUOTE6	     (sizeof(struct ipv6hdr) + 8)
+#define QUOTE6_FIRST (QUOTE6 + 8)
 
 static __always_inline bool swap_macs(struct CONTEXT *ctx)
 {
@@ -158,20 +160,34 @@ static __noinline bool answer_icmp4(struct CONTEXT *ctx, const struct packet *pk
 static __noinline bool answer_icmp6(struct CONTEXT *ctx, const struct packet *pkt, __u8 type,
 				    __u8 code, __u32 mtu)
 {
+	const __u32 headers = sizeof(struct ipv6hdr) + sizeof(struct icmp_error);
 	struct ipv6hdr *ip;
 	struct icmp_error *icmp;
+	__u32 *more;
 	__u64 sum;
 
-	if (!make_room(ctx, sizeof(*ip) + sizeof(*icmp), QUOTE6) || !swap_macs(ctx))
+	if (pkt->first ? !make_room(ctx, headers, QUOTE6_FIRST) : !make_room(ctx, headers, QUOTE6))
+		return false;
+	if (!swap_macs(ctx))
 		return false;
 	ip = at(ctx, ETH_HLEN);
 	icmp = (void *)(ip + 1);
 	if ((void *)(icmp + 1) + QUOTE6 > end(ctx))
 		return false;
-	write_ipv6(ip, &pkt->key, IPPROTO_ICMPV6, sizeof(*icmp) + QUOTE6);
+	write_ipv6(ip, &pkt->key, IPPROTO_ICMPV6,
+		   sizeof(*icmp) + (pkt->first ? QUOTE6_FIRST : QUOTE6));
 	*icmp = (struct icmp_error){.type = type, .code = code, .info = bpf_htonl(mtu)};
-	sum = pseudo_header(&pkt->key, IPPROTO_ICMPV6, sizeof(*icmp) + QUOTE6);
-	icmp->checksum = csum_fold(csum_add(sum, icmp, (sizeof(*icmp) + QUOTE6) / 4));
+	/* The addresses, which are part of it, stand before it. */
+	sum = csum_add(0, &ip->saddr, (2 * sizeof(ip->saddr) + sizeof(*icmp) + QUOTE6) / 4);
+	if (pkt->first) {
+		more = (void *)(icmp + 1) + QUOTE6;
+		if ((void *)(more + 2) > end(ctx))
+			return false;
+		sum = csum_add(sum, more, 2);
+	}
+	sum += bpf_htonl(sizeof(*icmp) + (pkt->first ? QUOTE6_FIRST : QUOTE6)) +
+	       bpf_htonl((__u32)IPPROTO_ICMPV6);
+	icmp->checksum = csum_fold(sum);
 	return true;
 }
 

@@ -15,11 +15,22 @@
 #include "icmp.h"
 #include "nat.h"
 #include "nat46_icmp.h"
+#include "send_geneve.h"
 
-/* Mode nat: 0, or a verdict's word. */
+/* Modes nat and dsr-geneve: 0, or a verdict's word. */
 static __always_inline __u64 translate_quote(struct xdp_md *ctx, struct packet *pkt,
-					     const struct nat_scratch *s)
+					     struct nat_scratch *s)
 {
+	if (s->mode == MODE_DSR_GENEVE) {
+		struct backend_val *b = bpf_map_lookup_elem(&backends, &s->backend);
+
+		if (!b)
+			return word_of(verdict(XDP_DROP, REASON_DROP_BAD_TABLE));
+		geneve_tuple(pkt, b, &s->to);
+		return rewrite_quote(ctx, pkt);
+	}
+	if (s->mode != MODE_NAT)
+		return 0;
 	return crosses(pkt, &s->to) ? cross_quote(ctx, pkt) : rewrite_quote(ctx, pkt);
 }
 
@@ -69,6 +80,25 @@ __noinline __u64 send_other(struct xdp_md *ctx, const struct packet *pkt)
 	v.svc = s->svc;
 	v.backend = s->backend;
 	return word_of(v);
+}
+
+/* The same in mode dsr-geneve, called by the program itself for want of stack. */
+static __always_inline struct verdict send_other_geneve(struct xdp_md *ctx,
+							const struct packet *pkt,
+							const struct nat_scratch *s)
+{
+	__u32 id = s->backend, svc_id = s->svc;
+	struct backend_val *b = bpf_map_lookup_elem(&backends, &id);
+	struct verdict v;
+
+	step(STEP_BACKEND, id, b ? b->flags : 0);
+	count_backend(id, pkt->len);
+	v = verdict_of(send_geneve(ctx, pkt, id));
+	if (v.reason == REASON_SENT_TO_BACKEND)
+		v.reason = sent_reason(pkt, s);
+	v.svc = svc_id;
+	v.backend = id;
+	return v;
 }
 
 #endif

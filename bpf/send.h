@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Next hops, and sending: encapsulated (dsr-ipip), to another MAC (dsr-l2), translated (nat). */
+/* Next hops, and sending: encapsulated (dsr-ipip; dsr-geneve: send_geneve.h), to another MAC (dsr-l2),
+ * translated (nat). */
 #ifndef SHUNT_SEND_H
 #define SHUNT_SEND_H
 
@@ -159,15 +160,21 @@ static __always_inline __be32 source_word(const volatile __u8 *addr, int word)
 	return ((const volatile __be32 *)addr)[word];
 }
 
-/* DSCP and ECN go on the outer header too (RFC 6040, normal mode). */
+static __always_inline __u8 ipip_proto(const struct packet *pkt)
+{
+	return pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
+}
+
+/* DSCP and ECN go on the outer header too (RFC 6040, normal mode). `between` are the bytes of headers
+ * of `proto` before the packet. */
 static __always_inline void write_outer4(struct iphdr *ip, const struct packet *pkt,
-					 const struct backend_val *b)
+					 const struct backend_val *b, __u8 proto, __u32 between)
 {
 	__u32 *words = (__u32 *)ip;
-	__u32 first =
-		0x45 | (__u32)pkt->tos << 8 | (__u32)bpf_htons(sizeof(*ip) + pkt->ip_len) << 16;
+	__u32 len = sizeof(*ip) + between + pkt->ip_len;
+	__u32 first = 0x45 | (__u32)pkt->tos << 8 | (__u32)bpf_htons(len) << 16;
 	__u32 second = bpf_htonl(IP_DF);
-	__u32 third = OUTER_TTL | (__u32)(pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP) << 8;
+	__u32 third = OUTER_TTL | (__u32)proto << 8;
 	__u32 saddr =
 		source_word(config.ipip_saddr4, 3) | bpf_htonl(pkt->hash & config.ipip_spread4);
 	__u32 daddr = ipv4_of(b->addr);
@@ -180,13 +187,13 @@ static __always_inline void write_outer4(struct iphdr *ip, const struct packet *
 }
 
 static __always_inline void write_outer6(struct ipv6hdr *ip, const struct packet *pkt,
-					 const struct backend_val *b)
+					 const struct backend_val *b, __u8 proto, __u32 between)
 {
 	__be32 *word = (__be32 *)ip;
 
 	word[0] = bpf_htonl(6U << 28 | (__u32)pkt->tos << 20 | (pkt->hash & 0xfffff));
-	ip->payload_len = bpf_htons(pkt->ip_len);
-	ip->nexthdr = pkt->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	ip->payload_len = bpf_htons(between + pkt->ip_len);
+	ip->nexthdr = proto;
 	ip->hop_limit = OUTER_TTL;
 	for (int i = 0; i < 4; i++)
 		ip->saddr.in6_u.u6_addr32[i] = source_word(config.ipip_saddr6, i);
@@ -210,7 +217,7 @@ static __noinline bool wrap_for_stack(struct xdp_md *ctx, const struct packet *p
 	if ((void *)(from + 1) > end(ctx))
 		return false;
 	*eth = *from;
-	write_outer4(ip, pkt, b);
+	write_outer4(ip, pkt, b, ipip_proto(pkt), 0);
 	/* Two that share an identifier within some seconds may be mixed up; chance is the best
 	 * that there is without a counter for each backend. */
 	ip->id = bpf_get_prandom_u32();
@@ -246,7 +253,7 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 		eth = at(ctx, 0);
 		if ((void *)(eth + 1) + sizeof(struct ipv6hdr) > end(ctx))
 			return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-		write_outer6((void *)(eth + 1), pkt, b);
+		write_outer6((void *)(eth + 1), pkt, b, ipip_proto(pkt), 0);
 		eth->h_proto = bpf_htons(ETH_P_IPV6);
 	} else {
 		if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct iphdr)))
@@ -254,7 +261,7 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 		eth = at(ctx, 0);
 		if ((void *)(eth + 1) + sizeof(struct iphdr) > end(ctx))
 			return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
-		write_outer4((void *)(eth + 1), pkt, b);
+		write_outer4((void *)(eth + 1), pkt, b, ipip_proto(pkt), 0);
 		eth->h_proto = bpf_htons(ETH_P_IP);
 	}
 	write_macs(eth, hop);

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--vip", "vips", multiple=True, metavar="ADDR", help="With --backend: its VIPs.")
 @click.option(
     "--mode",
-    type=click.Choice(["dsr-ipip", "dsr-l2", "nat"]),
+    type=click.Choice(["dsr-ipip", "dsr-l2", "dsr-geneve", "nat"]),
     default="dsr-ipip",
     show_default=True,
     help="With --backend: the service's mode.",

@@ -32,6 +32,20 @@ if TYPE_CHECKING:
     "  [default: 198.18.0.0/16 and 100::/64]",
 )
 @click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="ADDR",
+    help="Open dsr-geneve, for services of this host at these addresses. The first of a family"
+    " stands for VIPs of it if the load balancers know this host by the other family's.",
+)
+@click.option(
+    "--flows",
+    type=click.IntRange(1, 1 << 24),
+    metavar="N",
+    help="Of dsr-geneve: for how many flows there is room.  [default: 262144]",
+)
+@click.option(
     "--mode", type=click.Choice(["auto", "native", "generic"]), default="auto", show_default=True
 )
 @click.option("--detach", is_flag=True, help="Take it off again.")
@@ -41,19 +55,24 @@ def decap(
     options: Options,
     iface: str | None,
     sources: Sequence[str],
+    addresses: Sequence[str],
+    flows: int | None,
     mode: str,
     detach: bool,
     bpffs: Path,
 ) -> None:
-    """On a backend of mode dsr-ipip: take outer headers off, without the kernel's ipip module.
+    """On a backend of mode dsr-ipip or dsr-geneve: take outer headers off.
+
+    The kernel's own modules are not needed.
 
     It goes on until it is detached, or the host restarts. Without --iface: where it is attached,
     and what it has counted.
     """
-    if iface is None and (sources or detach or mode != "auto"):
+    settings = bool(sources or addresses or flows)
+    if iface is None and (settings or detach or mode != "auto"):
         raise click.UsageError("Name the interface: --iface DEV.")
-    if detach and sources:
-        raise click.UsageError("--detach takes no --source.")
+    if detach and settings:
+        raise click.UsageError("--detach takes no --source, --address or --flows.")
     with as_root("decap loads and attaches a program"):
         from shunt.xdp import decap as program
 
@@ -63,7 +82,7 @@ def decap(
             program.detach(iface, bpffs)
             shown = []
         else:
-            shown = [program.attach(iface, sources, mode, bpffs)]
+            shown = [program.attach(iface, sources, mode, bpffs, addresses=addresses, flows=flows)]
     if options.json:
         render.print_json([_json(found) for found in shown])
     elif detach:
@@ -80,6 +99,10 @@ def _json(found: Decap) -> dict[str, object]:
         "interface": found.interface,
         "mode": found.mode,
         "sources": [str(source) for source in found.sources],
+        "addresses": [str(address) for address in found.addresses],
+        "flows": found.flows,
+        "flows_max": found.flows_max,
+        "answers": found.answers or None,
         "packets": found.packets,
     }
 
@@ -87,6 +110,11 @@ def _json(found: Decap) -> dict[str, object]:
 def _show(found: Decap) -> None:
     sources = ", ".join(map(str, found.sources))
     print(f"{found.interface}: decap, {found.mode}, from {sources}")
+    if found.addresses:
+        own = ", ".join(map(str, found.addresses))
+        print(f"  Geneve for {own}: {found.flows} of {found.flows_max} flows")
+    if not found.answers:
+        print("  nothing is done for answers: their program is not attached any more")
     rows = [(render.label(name), number(n)) for name, n in found.packets.items() if n]
     if rows:
         render.print_table(("REASON", "PACKETS"), rows, right=("PACKETS",))
@@ -121,16 +149,12 @@ def cleanup(options: Options, bpffs: Path, yes: bool) -> None:
 
 
 def _remove_pins(bpffs: Path) -> list[str]:
-    from shunt.kern import links
     from shunt.sockops import attach as sockets
     from shunt.tc import attach as tc
     from shunt.xdp import attach
-    from shunt.xdp.decap import PREFIX
+    from shunt.xdp import decap as program
 
-    removed = [*sockets.cleanup(bpffs), *tc.cleanup(bpffs)]
-    for path in sorted(bpffs.glob(f"{PREFIX}*")):
-        links.detach_pin(path)
-        removed.append(str(path))
+    removed = [*sockets.cleanup(bpffs), *tc.cleanup(bpffs), *program.cleanup(bpffs)]
     return [*removed, *attach.cleanup(bpffs)]
 
 

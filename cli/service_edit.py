@@ -25,7 +25,7 @@ REQUEST = "request"  # what shuntd's errors call the text that was sent
 )
 @click.option("--port", "ports", multiple=True, metavar="PORT[/udp|/sctp]", help="One or more.")
 @click.option("--backend", "backends", multiple=True, metavar="ADDRESS[:PORT]")
-@click.option("--mode", type=click.Choice(["dsr-ipip", "dsr-l2", "nat", "local"]))
+@click.option("--mode", type=click.Choice(["dsr-ipip", "dsr-l2", "dsr-geneve", "nat", "local"]))
 @click.option("--health", type=click.Choice(["none", "tcp"]))
 @click.option("--replace", is_flag=True, help="Also if the API has one of this name.")
 @click.pass_obj

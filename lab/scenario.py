@@ -60,7 +60,7 @@ NAT = frozenset(s.name for s in SERVICES if s.mode is Mode.NAT)
 
 def dsr_vips(services: Sequence[LabService] = SERVICES) -> list[IPAddress]:
     """Those that backends must have on `lo`."""
-    return [s.vip for s in services if s.mode is not Mode.NAT]
+    return [s.vip for s in services if not s.mode.readdresses]
 
 
 def traffic_plan(services: Sequence[LabService] = SERVICES, tcp_flows: int = 200) -> Plan:

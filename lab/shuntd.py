@@ -18,6 +18,7 @@ from shunt.cli.client import Client, Unreachable
 from shunt.lab.netns import Process
 from shunt.lab.topology import BPFFS, Host, Lab, remove_tree
 from shunt.lb.errors import ShuntError
+from shunt.lb.model import IPAddress
 from shunt.xdp import decap
 
 # A lab's traffic is small; tables of the default size would take seconds to age and to dump.
@@ -183,13 +184,13 @@ def daemons(
             daemon.power_off()
 
 
-def attach_decap(lab: Lab, host: Host) -> None:
-    """Let a backend take packets out of their outer header, as `shunt decap` does.
+def attach_decap(lab: Lab, host: Host, addresses: Sequence[IPAddress] = ()) -> decap.Decap:
+    """Let a backend take packets out of their outer headers, as `shunt decap` does.
 
     It goes with the lab: the pin has the lab's name.
     """
     with host.namespace.inside():
-        decap.attach("eth0", bpffs=BPFFS / f"{lab.name}-{host.role}")
+        return decap.attach("eth0", bpffs=BPFFS / f"{lab.name}-{host.role}", addresses=addresses)
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

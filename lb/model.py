@@ -42,13 +42,19 @@ class Mode(StrEnum):
 
     DSR_IPIP = "dsr-ipip"
     DSR_L2 = "dsr-l2"
+    DSR_GENEVE = "dsr-geneve"
     NAT = "nat"
     LOCAL = "local"
 
     @property
     def translates(self) -> bool:
-        """Whether the destination changes; every flow is remembered then, whatever its slot."""
+        """Whether both ends change; every flow is remembered then, whatever its slot."""
         return self in {Mode.NAT, Mode.LOCAL}
+
+    @property
+    def readdresses(self) -> bool:
+        """Whether a backend gets packets for its own address and port, not for the VIP."""
+        return self.translates or self is Mode.DSR_GENEVE
 
 
 class Frontend(NamedTuple):

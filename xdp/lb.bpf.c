@@ -87,7 +87,9 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 	step(STEP_BACKEND, id, b->flags);
 	count_backend(id, pkt->len);
 	outer = mode == MODE_DSR_IPIP ? outer_size(b) : 0;
-	if (!find_hop(ctx, b, pkt->ip_len + outer, &hop))
+	if (mode == MODE_DSR_GENEVE)
+		v = verdict_of(send_geneve(ctx, pkt, id));
+	else if (!find_hop(ctx, b, pkt->ip_len + outer, &hop))
 		v = verdict(XDP_DROP, REASON_DROP_NO_NEXTHOP);
 	else if (mode == MODE_DSR_IPIP)
 		v = send_ipip(ctx, pkt, b, &hop);
@@ -110,7 +112,9 @@ static __always_inline struct verdict decide_other(struct xdp_md *ctx, struct pa
 		return verdict_of(found);
 	s = own_scratch();
 	step(pkt->quote ? STEP_QUOTE : STEP_FRAGMENT, s ? s->svc : 0, s ? s->backend : 0);
-	word = pkt->quote && s && s->mode == MODE_NAT ? translate_quote(ctx, pkt, s) : 0;
+	word = pkt->quote && s ? translate_quote(ctx, pkt, s) : 0;
+	if (!word && s && s->backend && s->mode == MODE_DSR_GENEVE)
+		return send_other_geneve(ctx, pkt, s);
 	return verdict_of(word ?: send_other(ctx, pkt));
 }
 

@@ -151,10 +151,10 @@ def _check_via(reader: Reader, path: Path, wanted: Health, mode: Mode | None) ->
         why = "a program chooses by itself what it sends, and to whom"
         fix = "remove via, or write another type"
         reader.error(path, "a check of type exec goes by way of no VIP", why, fix)
-    elif mode is Mode.NAT:
-        why = "in mode nat a backend has no VIP: clients' packets come for its own address"
+    elif mode in {Mode.NAT, Mode.DSR_GENEVE}:
+        why = f"in mode {mode} a backend has no VIP: clients' packets come for its own address"
         fix = "remove via: such a check goes to that address and port anyway"
-        reader.error(path, "in mode nat no check goes by way of the VIP", why, fix)
+        reader.error(path, f"in mode {mode} no check goes by way of the VIP", why, fix)
 
 
 def _check_port(reader: Reader, path: Path, wanted: Health, ports: tuple[Port, ...]) -> None:

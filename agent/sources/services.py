@@ -156,7 +156,7 @@ def _fit_mode(
     if mode is Mode.LOCAL:
         _check_families(reader, path, vips, backends)
         _check_ports(reader, path, ports)
-    if mode.translates:
+    if mode.readdresses:
         _check_sctp(reader, path, mode, vips, ports, backends)
         return backends
     numbers = {port.port for port in ports}
@@ -164,7 +164,7 @@ def _fit_mode(
         if backend.port and (others := sorted(numbers - {backend.port})):
             what = f"backend {backend} has a port of its own"
             why = f"mode {mode} leaves the packet's port as it is, here {others[0]}"
-            reader.error(where, what, why, "remove the port, or use mode: nat")
+            reader.error(where, what, why, "remove the port, or use mode: dsr-geneve or nat")
     return {where: structs.replace(b, port=0) if b.port else b for where, b in backends.items()}
 
 
@@ -179,6 +179,10 @@ def _check_sctp(
     """What cannot be done with a checksum that no program can compute anew: bpf/sctp.h."""
     numbers = sorted({port.port for port in ports if port.protocol is Protocol.SCTP})
     if not numbers:
+        return
+    if mode is Mode.DSR_GENEVE:
+        what, why = f"ports has {numbers[0] or 'any'}/sctp", f"mode {mode} is for TCP and UDP"
+        reader.error((*path, "ports"), what, why, "use mode: dsr-ipip, dsr-l2 or nat")
         return
     versions = {vip.version for vip, _ in vips}
     for where, backend in backends.items():

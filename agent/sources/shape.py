@@ -77,7 +77,7 @@ HeaderText = Annotated[str, _text("NAME: TEXT", "Content-Type: text/html")]
 ServerId = Annotated[str, _text("hexadecimal digits", "0a0b")]
 Word = Annotated[str, _text("text", "/usr/local/bin/check")]
 Budget = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-ModeName = Literal["dsr-ipip", "dsr-l2", "nat", "local"]
+ModeName = Literal["dsr-ipip", "dsr-l2", "dsr-geneve", "nat", "local"]
 
 
 class Shape(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

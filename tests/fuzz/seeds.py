@@ -29,7 +29,7 @@ BACKENDS = {
     4: ["10.0.0.1", "10.0.0.2", "10.0.0.3"],
     6: ["fd00::1", "fd00::2", "fd00::3"],
 }
-MODES = ("dsr-ipip", "dsr-l2", "nat")
+MODES = ("dsr-ipip", "dsr-l2", "nat", "dsr-geneve")
 STATES = ("settled", "moving", "empty", "asks")
 PROTOS = (6, 17)
 CLIENTS = {4: [f"192.0.2.{n}" for n in range(1, 9)], 6: [f"2001:db8:c::{n}" for n in range(1, 9)]}

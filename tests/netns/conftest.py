@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
+from shunt.lab.netns import Namespace
+from shunt.xdp import decap
+from tests.netns.decap_pair import DEVICE, backend_and_balancer
 from tests.netns.shunt_host import ABSENT, Host, a_host
 
 
@@ -25,3 +30,31 @@ def own() -> Iterator[Host]:
     with a_host("own") as host:
         host.bpffs = host.bpffs.with_name(f"{host.bpffs.name}-own")
         yield host
+
+
+@pytest.fixture
+def bpffs() -> Iterator[Path]:
+    """A pin directory of decap's."""
+    path = Path(f"/sys/fs/bpf/shunt-test-{os.getpid()}")
+    yield path
+    if path.exists():
+        decap.cleanup(path)
+        path.rmdir()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Namespace, Namespace]]:
+    """(balancer, backend)"""
+    with backend_and_balancer() as both:
+        yield both
+
+
+@pytest.fixture
+def attach(pair: tuple[Namespace, Namespace], bpffs: Path) -> Callable[..., decap.Decap]:
+    """Decap on the backend of the pair."""
+
+    def attach(sources: Sequence[str] = (), mode: str = "auto") -> decap.Decap:
+        with pair[1].inside():
+            return decap.attach(DEVICE, sources, mode, bpffs)
+
+    return attach

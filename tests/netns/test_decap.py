@@ -11,13 +11,11 @@ say and hears the backend answer the client directly, as with direct server retu
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,11 @@ from scapy.packet import Packet, Raw
 
 from shunt.kern import links
 from shunt.lab.netns import Namespace, veth
-from shunt.lb.errors import ShuntError
 from shunt.xdp import decap
-from shunt.xdp.decap import Decap
 from tests.netns import iproute
+from tests.netns.decap_pair import BACKEND_MAC, BALANCER_MAC, DEVICE, VIP, refused
 
-DEVICE = "eth0.9"  # a dot, as a VLAN's interface has: no name that bpffs takes
-BALANCER_MAC, BACKEND_MAC = "02:00:00:00:09:01", "02:00:00:00:09:02"
 CLIENT = {4: "192.0.2.1", 6: "2001:db8:c::1"}
-VIP = {4: "203.0.113.1", 6: "2001:db8:a::1"}
 BACKEND = {4: "10.9.0.2", 6: "fd09::2"}
 SOURCE = {4: "198.18.3.4", 6: "100::3:4"}
 PORT, CLIENT_PORT = 8080, 40000
@@ -45,48 +39,6 @@ PORT, CLIENT_PORT = 8080, 40000
 combinations = pytest.mark.parametrize(
     ("inner", "outer"), [(4, 4), (6, 6), (4, 6), (6, 4)], ids=["4in4", "6in6", "4in6", "6in4"]
 )
-
-
-@pytest.fixture
-def bpffs() -> Iterator[Path]:
-    path = Path(f"/sys/fs/bpf/shunt-test-{os.getpid()}")
-    yield path
-    with contextlib.suppress(FileNotFoundError):
-        for pinned in path.iterdir():
-            pinned.unlink()
-        path.rmdir()
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Namespace, Namespace]]:
-    with contextlib.ExitStack() as stack:
-        made = []
-        for role in ("balancer", "backend"):
-            namespace = Namespace.create(f"shunt-test-{os.getpid()}-{role}")
-            stack.callback(namespace.delete)
-            made.append(namespace)
-        balancer, backend = made
-        veth(balancer, "eth0", backend, DEVICE, 1500)
-        balancer.ip(f"link set dev eth0 address {BALANCER_MAC}")
-        backend.ip(
-            f"link set dev {DEVICE} address {BACKEND_MAC}",
-            f"address add 10.9.0.2/24 dev {DEVICE}",
-            f"address add fd09::2/64 dev {DEVICE} nodad",
-            f"address add {VIP[4]}/32 dev lo",
-            f"address add {VIP[6]}/128 dev lo nodad",
-            *(
-                f"neighbour add {gateway} lladdr {BALANCER_MAC} nud permanent dev {DEVICE}"
-                for gateway in ("10.9.0.1", "fd09::1")
-            ),
-            "route add default via 10.9.0.1",
-            "route add default via fd09::1",
-        )
-        # An IPv6 address is this host's only once the device's carrier has been noticed.
-        deadline = time.monotonic() + 5
-        while "local" not in backend.run("ip", "route", "get", "fd09::2", check=False).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield balancer, backend
 
 
 class Wire:
@@ -119,15 +71,6 @@ def wire(pair: tuple[Namespace, Namespace]) -> Iterator[Wire]:
     wire = Wire(pair[0])
     yield wire
     wire.socket.close()
-
-
-@pytest.fixture
-def attach(pair: tuple[Namespace, Namespace], bpffs: Path) -> Callable[..., Decap]:
-    def attach(sources: Sequence[str] = (), mode: str = "auto") -> Decap:
-        with pair[1].inside():
-            return decap.attach(DEVICE, sources, mode, bpffs)
-
-    return attach
 
 
 def packets(pair: tuple[Namespace, Namespace], bpffs: Path) -> dict[str, int]:
@@ -185,6 +128,8 @@ def test_tcp(
         wire.say(said(inner, TCP(**ports, flags="S", seq=1000)), outer)
         answer = wire.hear(lambda p: TCP in p)
         assert str(answer[TCP].flags) == "SA"
+        room = 1500 - (20 if outer == 4 else 40)  # of the link, beside the outer header
+        assert dict(answer[TCP].options)["MSS"] == room - (40 if inner == 4 else 60)
         assert (answer.payload.src, answer.payload.dst) == (VIP[inner], CLIENT[inner])
         acked: dict[str, Any] = {**ports, "seq": 1001, "ack": answer[TCP].seq + 1}
         wire.say(said(inner, TCP(**acked, flags="A")), outer)
@@ -297,15 +242,6 @@ def test_the_pin_of_an_interface_that_went_is_replaced(pair: Any, attach: Any, b
 
 
 # Errors -----------------------------------------------------------------------------------------
-
-
-def refused(pair: Any, call: Callable[[], object]) -> ShuntError:
-    with pair[1].inside(), pytest.raises(ShuntError) as caught:
-        call()
-    assert caught.value.what
-    assert caught.value.why
-    assert caught.value.fix
-    return caught.value
 
 
 def test_an_interface_that_is_taken_is_left_to_its_holder(pair: Any, bpffs: Path) -> None:

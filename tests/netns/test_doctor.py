@@ -16,6 +16,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from shunt.kern import neighbours
 from shunt.kern.netlink import Netlink
 from shunt.lab.netns import Namespace, veth
 from shunt.lb.model import Backend, Configuration, Mode, Port, Protocol, Service, Settings
+from shunt.xdp import decap
 from tests.netns.shunt_host import CLIENT, EMPTY, Host
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,6 +180,24 @@ def test_a_backend_of_dsr_ipip(hosts: Hosts) -> None:
     assert announced_mss(hosts, str(VIP6), "2001:db8:1::2") == 1500 - 40 - 40 - 20 - timestamps
     rest = checks(hosts.backend(Mode.DSR_IPIP))
     assert rest == {"arp", "decapsulation IPv4", "decapsulation IPv6"}
+
+
+def test_a_backend_of_dsr_geneve(hosts: Hosts) -> None:
+    """Without the VIP anywhere. One command for both families."""
+    hosts.here.ip("route add default via 10.9.0.1", "route add default via fd09::1")
+    findings = hosts.backend(Mode.DSR_GENEVE)
+    assert checks(findings) == {"geneve IPv4", "geneve IPv6"}
+    assert len({f.fix for f in bad(findings)}) == 1
+    bpffs = Path(f"/sys/fs/bpf/shunt-dr-{os.getpid()}")
+    try:
+        (fix,) = {f"{f.fix} --bpffs {bpffs}" for f in bad(findings)}
+        hosts.paste([replace(findings[0], fix=fix)])
+        assert bad(hosts.backend(Mode.DSR_GENEVE)) == []
+        hosts.here.ip("addr del 10.9.0.2/24 dev eth0", "addr add 10.9.0.7/24 dev eth0")
+        assert "address 10.9.0.2" in checks(hosts.backend(Mode.DSR_GENEVE))
+    finally:
+        decap.cleanup(bpffs)
+        bpffs.rmdir()
 
 
 def test_a_strict_filter_where_packets_come_in(hosts: Hosts) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.packets.backend_node import BackendNode
 from tests.packets.balancer import Balancer
 from tests.packets.tracking import Case
 from tests.packets.translator import Translator
@@ -107,3 +108,30 @@ def tc(translator: Translator) -> Translator:
     """The TC programs, emptied."""
     translator.empty()
     return translator
+
+
+@pytest.fixture
+def make_node() -> Iterator[Callable[..., BackendNode]]:
+    """The programs of a backend, as often as needed."""
+    made: list[BackendNode] = []
+
+    def make(*args: Any, **fields: Any) -> BackendNode:
+        made.append(BackendNode(*args, **fields))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.close()
+
+
+@pytest.fixture(scope="module")
+def loaded_node() -> Iterator[BackendNode]:
+    with BackendNode() as node:
+        yield node
+
+
+@pytest.fixture
+def node(loaded_node: BackendNode) -> BackendNode:
+    """One that remembers nothing."""
+    loaded_node.empty()
+    return loaded_node

@@ -37,6 +37,7 @@ ETH = 14
 # Extension headers of IPv6 that a transport header may follow.
 _EXTENSIONS = {0, 43, 60}
 _IPV4, _TCP, _UDP, _IPV6, _ICMP, _ICMPV6, _SCTP = 4, 6, 17, 41, 1, 58, 132
+_GENEVE = (6081).to_bytes(2, "big")  # the port
 
 CHUNKS: dict[str, Callable[[], Packet]] = {
     "INIT": lambda: SCTPChunkInit(init_tag=7, a_rwnd=65536),
@@ -159,6 +160,10 @@ def _verify_ip(raw: bytes, version: int) -> None:
         _verify_ip(body, 4 if proto == _IPV4 else 6)
     elif proto == _ICMP:
         assert checksum(body) == 0, "ICMP checksum"
+    elif proto == _UDP and body[2:4] == _GENEVE:
+        assert int.from_bytes(body[4:6], "big") == len(body)
+        assert body[6:8] == b"\0\0", "the tunnel's own checksum"
+        _verify_geneve(body[8:])
     elif proto == _UDP and version == 4 and body[6:8] == b"\0\0":
         assert int.from_bytes(body[4:6], "big") == len(body)
     elif proto == _SCTP:
@@ -168,6 +173,13 @@ def _verify_ip(raw: bytes, version: int) -> None:
         total: Any = in4_chksum if version == 4 else in6_chksum
         assert total(proto, header, body) == 0, f"checksum of protocol {proto}"
         assert proto != _UDP or int.from_bytes(body[4:6], "big") == len(body)
+
+
+def _verify_geneve(raw: bytes) -> None:
+    assert raw[0] >> 6 == 0, "Geneve's version"
+    ethertype = int.from_bytes(raw[2:4], "big")
+    assert ethertype in {0x0800, 0x86DD}
+    _verify_ip(raw[8 + (raw[0] & 0x3F) * 4 :], 4 if ethertype == 0x0800 else 6)
 
 
 def transport(packet: Packet) -> Packet:

@@ -170,6 +170,7 @@ def test_a_disagreement_is_seen(target: tuple[Target, Pair]) -> None:
         {"affinity_s": 60},
         {"hash_by": "client"},
         {"mode": Mode.NAT},
+        {"mode": Mode.DSR_GENEVE},
     ],
     ids=lambda o: "-".join(map(str, o.values())) or "plain",
 )

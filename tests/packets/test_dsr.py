@@ -115,7 +115,7 @@ def test_fits_exactly_or_not(inner: int, outer: int, proto: int, lb: Balancer) -
 
 
 @versions
-@pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-l2", "nat"])
+@pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-l2", "dsr-geneve", "nat"])
 def test_next_hop_on_another_interface(version: int, mode: str, lb: Balancer) -> None:
     service = lb.add_service(ENDS[version][1], mode=mode)
     hop = lb.add_nexthop("10.0.0.9" if version == 4 else "fd00::9", ifindex=ELSEWHERE)

@@ -66,7 +66,7 @@ def serve(
 
 @versions
 @tags_of_both
-@pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-l2", "nat"])
+@pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-l2", "dsr-geneve", "nat"])
 def test_sent_on_in_the_vlan_of_the_next_hop(
     version: int, tags: Tags, mode: str, lb: Balancer
 ) -> None:

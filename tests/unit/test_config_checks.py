@@ -63,6 +63,7 @@ VIA_NAT = three(
     "in mode nat a backend has no VIP: clients' packets come for its own address",
     "remove via: such a check goes to that address and port anyway",
 )
+VIA_GENEVE = VIA_NAT.replace("mode nat", "mode dsr-geneve")
 VIA_EXEC = three(
     "a check of type exec goes by way of no VIP",
     "a program chooses by itself what it sends, and to whom",
@@ -75,6 +76,7 @@ VIA_EXEC = three(
     [
         ("", "mode: nat\nhealth:\n  via: vip\n", f"web.yaml:6: {VIA_NAT}"),
         ("mode: nat\n", "health:\n  via: vip\n", f"web.yaml:5: {VIA_NAT}"),
+        ("", "mode: dsr-geneve\nhealth:\n  via: vip\n", f"web.yaml:6: {VIA_GENEVE}"),
         ("mode: nat\n", "mode: dsr-l2\nhealth:\n  via: vip\n", None),
         ("", "health: {type: exec, argv: [/bin/true],\n  via: vip}\n", f"web.yaml:5: {VIA_EXEC}"),
     ],

@@ -297,3 +297,14 @@ def test_what_concerns_the_source_when_watched(tmp_path: Path) -> None:
         assert source.concerns(watch.read())
         services.rename(tmp_path / "away")
         assert source.concerns(watch.read())
+
+
+def test_backends_of_dsr_geneve_have_ports_of_their_own(tmp_path: Path) -> None:
+    """Of either family, whatever the VIP's; without one it is the frontend's."""
+    text = (
+        "name: web\nvip: [203.0.113.10, '2001:db8::10']\nports: [80, 443]\nmode: dsr-geneve\n"
+        "backends: ['10.0.0.1:8080', '[fd00::2]:8081', 10.0.0.3]\n"
+    )
+    service = one(tmp_path, text)
+    assert (service.mode, service.mode.translates) == (Mode.DSR_GENEVE, False)
+    assert [str(b) for b in service.backends] == ["10.0.0.1:8080", "[fd00::2]:8081", "10.0.0.3"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shunt.agent.sources.file import load
-from shunt.lb.model import Backend, Quic
+from shunt.lb.model import Backend, Mode, Quic
 from tests.unit.config_files import SERVICE, SETTINGS, errors, three
 
 H3 = "name: web\nvip: 203.0.113.10\nports: [443/udp]\n"
@@ -89,7 +89,7 @@ def test_more_server_ids_than_the_limit(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-l2", "nat"])
+@pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-l2", "dsr-geneve", "nat"])
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_digits_are_digits_and_every_mode_keeps_the_id(
     tmp_path: Path, mode: str, quote: str
@@ -102,5 +102,5 @@ def test_digits_are_digits_and_every_mode_keeps_the_id(
     assert errors(tmp_path, web=text) == []
     (service,) = load(tmp_path / "shunt.yaml", tmp_path / "services.d").services
     assert service.quic == Quic(2, 6, 8)
-    port = 443 if mode == "nat" else 0
+    port = 443 if Mode(mode).readdresses else 0
     assert service.backends == (Backend(IPv4Address("10.0.0.1"), port, 1, b"\x00\x12"),)

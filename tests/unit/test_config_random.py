@@ -39,6 +39,7 @@ WORDS = [
     "generic",
     "dsr-ipip",
     "dsr-l2",
+    "dsr-geneve",
     "nat",
     "none",
     "tcp",
@@ -190,11 +191,13 @@ def service_models(draw: st.DrawFn, name: str, vips: tuple[IPAddress, ...]) -> S
     families = {vip.version for vip in vips}
     addresses = addresses4 | addresses6
     one_family = mode is Mode.LOCAL or (mode is Mode.NAT and sctp)
+    if mode is Mode.DSR_GENEVE and sctp:
+        mode = Mode.DSR_L2
     if one_family and len(families) == 2:
         mode = Mode.DSR_L2
     elif one_family:
         addresses = addresses4 if families == {4} else addresses6
-    numbers = st.just(0) if sctp or not mode.translates else st.just(0) | port_numbers
+    numbers = st.just(0) if sctp or not mode.readdresses else st.just(0) | port_numbers
     backend = st.builds(Backend, addresses, numbers, st.integers(1, 65535))
     return Service(
         name=name,

@@ -26,6 +26,12 @@ MISTAKES = {
         "SCTP's checksum covers the ports and cannot be corrected for others",
         "let the backend serve every port and remove its port here",
     ),
+    "SCTP in Geneve": (
+        "name: web\nvip: 203.0.113.10\nmode: dsr-geneve\nports: 3868/sctp\nbackends: [10.0.0.1]\n",
+        "4: ports has 3868/sctp",
+        "mode dsr-geneve is for TCP and UDP",
+        "use mode: dsr-ipip, dsr-l2 or nat",
+    ),
     "SCTP between the families": (
         NAT + "ports: 3868/sctp\nbackends: ['2001:db8::1']\n",
         "5: backend 2001:db8::1 is not of its VIP's family",
@@ -41,7 +47,7 @@ def test_mistakes(tmp_path: Path, case: str) -> None:
     assert errors(tmp_path, web=text) == [three(f"web.yaml:{what}", why, fix)]
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.DSR_GENEVE])
 def test_services_of_sctp(tmp_path: Path, mode: Mode) -> None:
     """The port that every one of its ports is may stand at a backend; TC translates."""
     ports = "ports: [3868/sctp]" if mode.translates else "ports: [3868/sctp, any/sctp]"

@@ -205,13 +205,13 @@ SERVICE_CASES = {
         SERVICE + "mode: dsr-l2\nbackends: [10.0.0.1, '10.0.0.2:8080']\n",
         "5: backend 10.0.0.2:8080 has a port of its own",
         "mode dsr-l2 leaves the packet's port as it is, here 80",
-        "remove the port, or use mode: nat",
+        "remove the port, or use mode: dsr-geneve or nat",
     ),
     "port in dsr, one of several": (
         "name: web\nvip: 203.0.113.10\nports: [80, 443]\nbackends: ['10.0.0.2:80']\n",
         "4: backend 10.0.0.2:80 has a port of its own",
         "mode dsr-ipip leaves the packet's port as it is, here 443",
-        "remove the port, or use mode: nat",
+        "remove the port, or use mode: dsr-geneve or nat",
     ),
     "family in local": (
         SERVICE + "mode: local\nbackends: ['10.0.0.1', '2001:db8::1']\n",
@@ -237,7 +237,7 @@ SERVICE_CASES = {
     "mode": (
         SERVICE + "mode: NAT\nbackends: ['10.0.0.1:8080']\n",
         "4: mode NAT is not accepted",
-        "mode wants dsr-ipip, dsr-l2, nat or local",
+        "mode wants dsr-ipip, dsr-l2, dsr-geneve, nat or local",
         'perhaps "nat" is meant',
     ),
     "health": (
@@ -357,13 +357,13 @@ SERVICE_CASES = {
     "long value": (
         SERVICE + f"mode: {'x' * 500}\n",
         f"4: mode {'x' * 57}... is not accepted",
-        "mode wants dsr-ipip, dsr-l2, nat or local",
+        "mode wants dsr-ipip, dsr-l2, dsr-geneve, nat or local",
         "correct it",
     ),
     "value of several lines": (
         SERVICE + 'mode: "a\\nb"\n',
         "4: mode a\\nb is not accepted",
-        "mode wants dsr-ipip, dsr-l2, nat or local",
+        "mode wants dsr-ipip, dsr-l2, dsr-geneve, nat or local",
         "correct it",
     ),
 }

@@ -114,7 +114,7 @@ SETTINGS_CASES = {
     "mode": (
         SETTINGS + "mode: dsr-ipp\n",
         "2: mode dsr-ipp is not accepted",
-        "mode wants dsr-ipip, dsr-l2, nat or local",
+        "mode wants dsr-ipip, dsr-l2, dsr-geneve, nat or local",
         'perhaps "dsr-ipip" is meant',
     ),
     "nat ports reversed": (

@@ -250,7 +250,7 @@ def server(vips: Sequence[IPAddress] = (VIP,), facts: BackendFacts = SERVER) -> 
 
 
 def test_a_backend_as_it_should_be() -> None:
-    for mode in Mode:
+    for mode in set(Mode) - {Mode.DSR_GENEVE}:  # test_doctor_geneve.py
         assert bad(check_backend(SERVER, [VIP], mode)) == []
 
 
