@@ -64,7 +64,7 @@ static __noinline enum decap_reason begin_way(const struct way_key *key, const s
 				     .outer_bytes = f->outer_bytes,
 				     .seen_ns = bpf_ktime_get_ns(),
 			     };
-	long err;
+	int err; /* before 6.3 the upper half of what an update returns is not its sign */
 
 	__builtin_memcpy(fresh.vip, f->vip, 16);
 	err = bpf_map_update_elem(&ways_back, key, &fresh, mode);
