@@ -33,14 +33,26 @@ static __always_inline struct verdict not_ours(void)
 }
 
 /* A client speaks to a backend itself, with the ports of a flow to a VIP: the backend's replies to
- * both would look the same. */
-static __always_inline bool clashes(const struct packet *pkt, struct nat_scratch *s)
+ * both would look the same. A flow that has ended makes way. */
+static __noinline bool clashes(const struct packet *pkt, struct nat_scratch *s)
 {
 	struct nat_rev_val *rev;
 
 	reverse(&pkt->key, &s->key);
 	rev = bpf_map_lookup_elem(&nat_rev, &s->key);
-	return rev && rev->track & NAT_TRACKED && !track_over(rev->track);
+	if (!rev || !(rev->track & NAT_TRACKED))
+		return false;
+	if (!track_over(rev->track))
+		return true;
+	if (!may_begin(pkt) || DRY_RUN)
+		return false;
+	s->to = pkt->key;
+	__builtin_memcpy(s->to.daddr, rev->vip, 16);
+	s->to.sport = rev->client_port;
+	s->to.dport = rev->vip_port;
+	bpf_map_delete_elem(&nat_fwd, &s->to);
+	bpf_map_delete_elem(&nat_rev, &s->key);
+	return false;
 }
 
 static __always_inline struct verdict balance(struct __sk_buff *ctx, struct packet *pkt,

@@ -4,6 +4,7 @@
 import os
 import platform
 import signal
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,24 +26,24 @@ settings.register_profile("explore", database=None, deadline=None, max_examples=
 # On emulated processors: what is tried there is the kernel, not what a program does with numbers.
 settings.register_profile("guest", settings.get_profile("shunt"), max_examples=10)
 settings.load_profile(os.environ.get("SHUNT_HYPOTHESIS", "shunt"))
-# Of a test with many sets of parameters no more than so many, for the same reason; 0: all.
-CASES = int(os.environ.get("SHUNT_CASES", "0"))
+# For the same reason a guest runs one set of parameters of each test, and this is its number:
+# guests of other numbers run others. Empty: all.
+GUEST = os.environ.get("SHUNT_GUEST", "")
 
 
-def spread(total: int, wanted: int) -> set[int]:
-    """Which of `total` to take so that `wanted` are left, the first and the last among them."""
-    if total <= wanted:
-        return set(range(total))
-    return {round(i * (total - 1) / max(1, wanted - 1)) for i in range(wanted)}
+def case_of(test: str, total: int, guest: int) -> int:
+    """Which of a test's sets of parameters a guest takes: drawn by the test's name, so that each
+    guest has some of each kind; the next guest's is half of them further."""
+    return (zlib.crc32(test.encode()) + guest * max(1, total // 2)) % total
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not CASES:
+    if not GUEST:
         return
     tests: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         tests[item.nodeid.partition("[")[0]].append(item)
-    taken = {cases[i] for cases in tests.values() for i in spread(len(cases), CASES)}
+    taken = {cases[case_of(test, len(cases), int(GUEST))] for test, cases in tests.items()}
     config.hook.pytest_deselected(items=[item for item in items if item not in taken])
     items[:] = [item for item in items if item in taken]
 

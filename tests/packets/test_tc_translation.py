@@ -155,7 +155,13 @@ def test_a_connection_to_the_backend_itself(tc: Translator) -> None:
     # In the very tuple of the flow, its replies could not be told apart.
     expect(tc.run(tcp(CLIENT[4], "10.0.0.1")), SHOT, "DROP_NAT_CLASH")
     tc.leave(answer(sent, "RA"))
-    assert tc.run(tcp(CLIENT[4], "10.0.0.1")).said == (NEXT, {})
+    # It has ended, and makes way: the replies are the client's own connection's from now on.
+    for flags in ("S", "A"):
+        assert tc.run(tcp(CLIENT[4], "10.0.0.1", flags)).said == (NEXT, {})
+        assert tc.leave(tcp("10.0.0.1", CLIENT[4], f"{flags}A", sport=80, dport=40000)).said == (
+            NEXT, {}
+        )  # fmt: skip
+    assert [len(tc.map(name).items()[0]) for name in ("nat_fwd", "nat_rev")] == [0, 0]
 
 
 def test_refusals(tc: Translator) -> None:
