@@ -200,7 +200,7 @@ def test_random_associations_keep_their_backends(
     stage: dict[int, str] = {}
     used: set[str] = set()
     moved = 0
-    for _ in range(1500):
+    for _ in range(800):
         if draw.random() < 0.01 and moved < 2:
             service.move((1, 0)[moved], 0)  # and back: prev is who had it before the first change
             moved += 1
