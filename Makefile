@@ -123,8 +123,7 @@ netns: need-root build ## real sockets across network namespaces (root)
 # One recipe, so that also `make -j` keeps the order; pytest's summary is the last line.
 .PHONY: test
 test: need-root ## lint, build and all of the tests above (root)
-	@$(MAKE) lint
-	@$(MAKE) build
+	@$(MAKE) -j2 -Otarget lint build
 	@status=0; \
 	tools/run-tests $(PYTEST) -- $(ARGS) || status=$$?; \
 	tools/check-owner || status=1; \
