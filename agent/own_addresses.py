@@ -19,18 +19,22 @@ _TROUBLE = "addresses of"
 
 class OwnAddresses:
     """In the network namespace of the thread. `changed` is called on the event loop, for a change
-    after `start`. What a service asks for and has not got stands in `troubles`, which belongs to
+    after `start`; `veths_changed`, which can be set, for one of those devices alone, while somebody
+    watches them. What a service asks for and has not got stands in `troubles`, which belongs to
     whoever shows it."""
 
     def __init__(self, changed: Callable[[], None], troubles: Troubles) -> None:
         self._changed, self.troubles = changed, troubles
+        self.veths_changed: Callable[[], None] = lambda: None
+        self.veths: dict[int, int] = {}
+        self._watches_veths = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: asyncio.TimerHandle | None = None
         self._netlink = Netlink()
         try:
             # First listen, then look: nothing in between is missed.
             self._events = Events(groups=(*ADDRESSES, *LINKS))
-            self._look()
+            self.held = self._netlink.addresses()
         except OSError:
             self._netlink.close()
             raise
@@ -72,16 +76,27 @@ class OwnAddresses:
 
     def _look_again(self) -> None:
         self._waiting = None
-        before = self.held, self.veths
-        self._look()
-        if (self.held, self.veths) != before:
+        before, self.held = self.held, self._netlink.addresses()
+        veths_before, self.veths = self.veths, self._look_for_veths()
+        if self.held != before:
             self._changed()
+        if self.veths != veths_before:
+            self.veths_changed()
 
-    def _look(self) -> None:
-        self.held = self._netlink.addresses()
-        # Those that lead into another namespace: ifindex here, and the other end's there.
-        self.veths = {
+    def watch_veths(self, wanted: bool) -> dict[int, int]:
+        """Those that are up and lead into another namespace, from now on, or none any more.
+
+        Shape: by ifindex here, the other end's there.
+        """
+        if wanted != self._watches_veths:
+            self._watches_veths = wanted
+            self.veths = self._look_for_veths()
+        return self.veths
+
+    def _look_for_veths(self) -> dict[int, int]:
+        links = self._netlink.links().values() if self._watches_veths else ()
+        return {
             link.ifindex: link.lower
-            for link in self._netlink.links().values()
+            for link in links
             if link.kind == "veth" and link.lower_nsid is not None and link.up
         }

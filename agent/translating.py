@@ -24,6 +24,7 @@ class Translating:
         self.datapath, self.tables, self.own = datapath, tables, own
         self.masquerading = Masquerading(datapath.maps, own.troubles)
         self.handover = Handover(datapath.maps, own.troubles)
+        own.veths_changed = lambda: self.handover.sync(own.veths)
         self.translation = Translation(datapath.bpffs)
         self.needed = False
 
@@ -48,7 +49,7 @@ class Translating:
         wanted = configuration.settings.masquerade
         self.masquerading.sync(wanted, self.own.ifindexes() if wanted else {}, self.own.held)
         peers = self.needed and configuration.settings.handover == "peer"
-        self.handover.sync(self.own.veths if peers else {})
+        self.handover.sync(self.own.watch_veths(peers))
 
     def settle(self, configuration: Configuration) -> None:
         """After that: take away what no service needs any more."""

@@ -6,10 +6,16 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-static __always_inline __u16 csum_fold(__u64 sum)
+/* A sum of 32 bits that is worth the same. */
+static __always_inline __u64 fold32(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
+}
+
+static __always_inline __u16 csum_fold(__u64 sum)
+{
+	sum = fold32(sum);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return ~sum;

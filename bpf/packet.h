@@ -66,6 +66,17 @@ static __always_inline void *at_most(struct CONTEXT *ctx, __u32 offset, __u32 mo
 	return at(ctx, offset);
 }
 
+/* TC: so many bytes of a frame, or all it has, are put into its first piece, where they can be read. */
+static __always_inline void pull(struct __sk_buff *ctx, __u32 bytes)
+{
+	__u32 seen = ctx->data_end - ctx->data, want = ctx->len;
+
+	if (want > bytes)
+		want = bytes;
+	if (seen < want)
+		bpf_skb_pull_data(ctx, want);
+}
+
 /* EtherType of a frame whose header is there: one load, where the header's declaration would be
  * read byte by byte. */
 static __always_inline __be16 eth_type(const void *frame)

@@ -11,17 +11,8 @@
 /* Headers are read directly; what of them is not in the frame's first piece is put there. */
 #define HEADER_BYTES 128
 
-static __always_inline void pull(struct __sk_buff *ctx, __u32 bytes)
-{
-	__u32 seen = ctx->data_end - ctx->data, want = ctx->len;
-
-	if (want > bytes)
-		want = bytes;
-	if (seen < want)
-		bpf_skb_pull_data(ctx, want);
-}
-
-/* TCP's data is not looked at, and often lies apart: to have it beside the headers would copy all of them. */
+/* TCP's data is not looked at, and often lies apart: to have it beside the headers would copy all of
+ * them. */
 static __always_inline void pull_headers(struct __sk_buff *ctx)
 {
 	struct iphdr *ip = at(ctx, ETH_HLEN);
@@ -50,8 +41,7 @@ static __noinline bool change_checksum(struct __sk_buff *ctx, const struct packe
 							   offsetof(struct icmp_error, checksum));
 	__u64 mangled = udp ? BPF_F_MARK_MANGLED_0 : 0;
 
-	addresses = (addresses & 0xffffffff) + (addresses >> 32);
-	addresses = (addresses & 0xffffffff) + (addresses >> 32);
+	addresses = fold32(addresses);
 	/* ICMP's has no pseudo-header, but for IPv6. */
 	if ((pkt->key.proto != IPPROTO_ICMP &&
 	     bpf_l4_csum_replace(ctx, offset, 0, addresses, BPF_F_PSEUDO_HDR | mangled)) ||
@@ -64,15 +54,13 @@ static __noinline bool change_checksum(struct __sk_buff *ctx, const struct packe
 	return true;
 }
 
-/* A later fragment has nothing but addresses, and of SCTP nothing else is changed. Where the device has summed it up, that sum changes with
- * those of IPv6, which has no checksum for them. */
+/* A later fragment has nothing but addresses, and of SCTP nothing else is changed. Where the device
+ * has summed it up, that sum changes with those of IPv6, which has no checksum for them. */
 static __noinline bool change_rest(struct __sk_buff *ctx, const struct packet *pkt,
 				   const struct flow_key *to)
 {
-	__u64 addresses = address_change(pkt, to);
+	__u64 addresses = fold32(address_change(pkt, to));
 
-	addresses = (addresses & 0xffffffff) + (addresses >> 32);
-	addresses = (addresses & 0xffffffff) + (addresses >> 32);
 	if (pkt->ipv6)
 		bpf_csum_update(ctx, addresses);
 	return write_addresses(ctx, pkt, to, addresses);

@@ -27,22 +27,6 @@ struct {
 	__type(value, struct answer_val);
 } answers SEC(".maps");
 
-static __always_inline void pull(struct __sk_buff *ctx, __u32 bytes)
-{
-	__u32 seen = ctx->data_end - ctx->data, want = ctx->len;
-
-	if (want > bytes)
-		want = bytes;
-	if (seen < want)
-		bpf_skb_pull_data(ctx, want);
-}
-
-static __always_inline __u64 fold32(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return (sum & 0xffffffff) + (sum >> 32);
-}
-
 /* What the sum of a packet with this source changes by when it has that one. */
 static __always_inline __u64 source_change(const __u8 *from, const __u8 *to)
 {
