@@ -13,6 +13,7 @@ The rest, and the servers, are test_tc_datapath.py's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -265,6 +266,10 @@ def large_one_comes_back(scene: Scene, client: socket.socket, sender: str) -> No
         try:
             line, _, rest = client.recv(65535).partition(b"\n")
         except TimeoutError:  # a fragment was lost
+            return False
+        except OSError as e:  # the agent may know the narrow path of an earlier test a moment longer
+            if e.errno != errno.EMSGSIZE:
+                raise
             return False
         assert line.decode().split()[0] == sender
         return rest == payload

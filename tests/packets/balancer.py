@@ -87,6 +87,20 @@ def mac(text: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(bytes.fromhex(text.replace(":", "")), np.uint8)
 
 
+def empty(loaded: Object) -> None:
+    """Maps as they are created; variables, rings and program arrays stay."""
+    for name, found in loaded.maps.items():
+        if "." in name or found.spec.type in (MAP_RINGBUF, MAP_PROG_ARRAY):
+            continue
+        if found.spec.flags & BPF_F_MMAPABLE:
+            found.mapped().view(np.uint8)[:] = 0
+        elif found.spec.type in (MAP_ARRAY, MAP_PERCPU_ARRAY):
+            for index in range(found.spec.entries):
+                found.clear(index)
+        else:
+            found.delete_many(found.items()[0])
+
+
 @dataclass(frozen=True)
 class Out:
     """What became of one packet: counters are what it added to them."""
@@ -201,16 +215,7 @@ class Balancer:
     def empty(self) -> None:
         """As it was when it was loaded, which takes a hundred times as long."""
         self.samples()
-        for name, found in self.object.maps.items():
-            if "." in name or found.spec.type in (MAP_RINGBUF, MAP_PROG_ARRAY):
-                continue
-            if found.spec.flags & BPF_F_MMAPABLE:
-                found.mapped().view(np.uint8)[:] = 0
-            elif found.spec.type in (MAP_ARRAY, MAP_PERCPU_ARRAY):
-                for index in range(found.spec.entries):
-                    found.clear(index)
-            else:
-                found.delete_many(found.items()[0])
+        empty(self.object)
         self._begin()
 
     def close(self) -> None:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from shunt.agent.apply import Applier
 from shunt.agent.plan import Planner
@@ -22,6 +22,7 @@ from shunt.lb.compile import Condition, Target, targets
 from shunt.lb.frontends import shortcuts
 from shunt.lb.model import Backend, Frontend, Mode, Port, Protocol, Service
 from shunt.xdp.attach import fit
+from tests.packets.balancer import empty
 
 LB = Path(__file__).resolve().parents[2] / "xdp" / "lb.bpf.o"
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
@@ -63,13 +64,18 @@ class World:
     """The loaded program and an agent on it."""
 
     def __init__(self) -> None:
-        self.fresh = 2000
         self.obj = Object(LB)
         self.obj.keep_programs("shunt_lb")
         self.obj.variable(".rodata", "config")["inserts_per_s"] = 1 << 30
         self.obj.set_entries({"slots": 1 << 10, "restarts": 1 << 7})
         fit(self.obj)
         self.obj.load()
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is configured, as in a loaded program."""
+        empty(self.obj)
+        self.fresh = 2000
         hop = self.obj.maps["nexthops"].mapped()
         hop["dmac"][1], hop["mtu"][1], hop["ifindex"][1] = 2, 1500, 1
         self.restart()
@@ -118,46 +124,46 @@ class World:
         return "tables contradict each other" if self.contradictions() else None
 
 
-@contextmanager
-def world() -> Iterator[World]:
-    found = World()
-    try:
-        yield found
-    finally:
-        found.obj.close()
+@pytest.fixture(scope="module")
+def w() -> Iterator[World]:
+    world = World()
+    yield world
+    world.obj.close()
 
 
-def stop_at(old: dict[str, Target], new: dict[str, Target], writes: int, turn: bool) -> str | None:
+def stop_at(
+    w: World, old: dict[str, Target], new: dict[str, Target], writes: int, turn: bool
+) -> str | None:
     """Stop a change after so many writes, look, restart, finish, and look again."""
-    with world() as w:
-        w.applier.apply(w.plan(old))
-        plan: Sequence[Write] = w.plan(new)
-        plan = plan[::-1] if turn else plan
-        w.applier.apply(plan[:writes])
-        if wrong := w.wrong(old, new):
-            return f"after {writes} of {len(plan)}: {wrong}"
-        w.restart()
-        w.applier.apply(w.plan(new))
-        if w.tables.frontends.refresh(shortcuts(w.tables.svc)):
-            return f"finished after {writes} of {len(plan)}: a shortcut was left as it had been"
-        if wrong := w.wrong(new, new):
-            return f"finished after {writes} of {len(plan)}: {wrong}"
-        w.restart()
-        left = list(w.plan(new))
-        return f"a finished plan leaves {left}" if left else None
+    w.begin()
+    w.applier.apply(w.plan(old))
+    plan: Sequence[Write] = w.plan(new)
+    plan = plan[::-1] if turn else plan
+    w.applier.apply(plan[:writes])
+    if wrong := w.wrong(old, new):
+        return f"after {writes} of {len(plan)}: {wrong}"
+    w.restart()
+    w.applier.apply(w.plan(new))
+    if w.tables.frontends.refresh(shortcuts(w.tables.svc)):
+        return f"finished after {writes} of {len(plan)}: a shortcut was left as it had been"
+    if wrong := w.wrong(new, new):
+        return f"finished after {writes} of {len(plan)}: {wrong}"
+    w.restart()
+    left = list(w.plan(new))
+    return f"a finished plan leaves {left}" if left else None
 
 
-def safe_throughout(seeds: Iterable[int], turn: bool = False) -> str | None:
+def safe_throughout(w: World, seeds: Iterable[int], turn: bool = False) -> str | None:
     """The first prefix that is not safe."""
     for seed in seeds:
         rnd = random.Random(seed)
         old, new = services(rnd), services(rnd)
-        with world() as w:
-            w.applier.apply(w.plan(old))
-            length = len(w.plan(new))
+        w.begin()
+        w.applier.apply(w.plan(old))
+        length = len(w.plan(new))
         for writes in range(length + 1):
             try:
-                wrong = stop_at(old, new, writes, turn)
+                wrong = stop_at(w, old, new, writes, turn)
             except (KeyError, IndexError):
                 if not turn:
                     raise
@@ -167,21 +173,21 @@ def safe_throughout(seeds: Iterable[int], turn: bool = False) -> str | None:
     return None
 
 
-def test_a_restart_mends_shortcuts() -> None:
+def test_a_restart_mends_shortcuts(w: World) -> None:
     """A crash between a service's record and its entries leaves them leading to old slots."""
     want = services(random.Random(1))
-    with world() as w:
-        w.applier.apply(w.plan(want))
-        right = shortcuts(w.tables.svc)
-        assert np.count_nonzero(right) == len(want)
-        assert w.tables.frontends.refresh(np.where(right, right ^ np.uint64(1 << 8), right))
-        w.restart()
-        assert not w.tables.frontends.refresh(right)
+    w.begin()
+    w.applier.apply(w.plan(want))
+    right = shortcuts(w.tables.svc)
+    assert np.count_nonzero(right) == len(want)
+    assert w.tables.frontends.refresh(np.where(right, right ^ np.uint64(1 << 8), right))
+    w.restart()
+    assert not w.tables.frontends.refresh(right)
 
 
-def test_every_prefix_is_safe() -> None:
-    assert safe_throughout(range(5)) is None
+def test_every_prefix_is_safe(w: World) -> None:
+    assert safe_throughout(w, range(5)) is None
 
 
-def test_that_check_can_fail() -> None:
-    assert safe_throughout(range(8), turn=True) is not None
+def test_that_check_can_fail(w: World) -> None:
+    assert safe_throughout(w, range(8), turn=True) is not None
