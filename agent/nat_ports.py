@@ -52,7 +52,8 @@ class PortUse:
 
     def add(self, keys: Any, values: Any) -> None:
         """Count some entries of nat_rev. Mode local's and SCTP's have their clients' ports."""
-        keys = keys[(values["back"]["ifindex"] != 0) & (keys["proto"] != Protocol.SCTP)]
+        ours = (values["back"]["ifindex"] != 0) & (values["handed"] == 0)
+        keys = keys[ours & (keys["proto"] != Protocol.SCTP)]
         names, first, counts = np.unique(_names(keys), return_index=True, return_counts=True)
         for name, at, count in zip(names.tolist(), first.tolist(), counts.tolist(), strict=True):
             self._taken[name] += count

@@ -161,7 +161,7 @@ class Node:
         for some in (
             [None] if names is None else in_batches(self.tables, self.services, names, size)
         ):
-            self.upkeep.watch(self.services, some)
+            self.upkeep.watch(self.services, some, stack=settings.handover == "device")
             self.upkeep.wire(None if some is None else ())
             self.reconcile(some and [target_name(name, p) for name in some for p in Protocol])
             if not changed:  # a program that was loaded is attached before anything else happens

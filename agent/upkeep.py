@@ -51,10 +51,12 @@ class Upkeep:
         self._carrier.close()
         self.detour.close()
 
-    def watch(self, services: Mapping[str, Service], names: Collection[str] | None) -> None:
+    def watch(
+        self, services: Mapping[str, Service], names: Collection[str] | None, *, stack: bool
+    ) -> None:
         """Next hops and health checks of the services' backends, those removed among them.
 
-        Of all services if no `names` are given.
+        Of all services if no `names` are given. `stack`: it alone sends to what is of mode local.
         """
         where = self.tables.placed
         placed = [
@@ -62,7 +64,7 @@ class Upkeep:
             for target in (where if names is None else self._placed(*names))
             for endpoint in where[target].backends
         ]
-        local = {name for name, service in services.items() if service.mode is Mode.LOCAL}
+        local = {n for n, service in services.items() if stack and service.mode is Mode.LOCAL}
         addresses: set[IPAddress] = {e.address for name, e in placed if name not in local}
         for name in services if names is None else names:
             if name in services and name not in local:

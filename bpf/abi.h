@@ -384,9 +384,10 @@ struct nat_rev_val {	 /* map nat_rev, value */
 	__u32  svc;
 	__u8   closed;	 /* NAT_* seen in this direction */
 	__u8   hairpin;	 /* 1: of mode local, to the backend that sent it; TC's alone */
-	__u8   pad[2];
+	__u8   handed;	 /* 1: of mode local, past the stack where the backend's veth has a program */
+	__u8   pad;
 	__u32  track;	 /* enum nat_track */
-	struct last_hop back; /* zero in mode local: the stack knows the way */
+	struct last_hop back; /* mode local: zero unless `handed`, for the stack knows the way */
 };
 
 /* Who translates: what comes in at one hook may pass another as it goes out. */

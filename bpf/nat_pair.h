@@ -184,7 +184,7 @@ static __noinline void nat_end(const struct packet *pkt, const struct translatio
 /* Replies of a backend on this node, which the stack has the way for. */
 static __always_inline bool is_routed(const struct nat_rev_val *rev)
 {
-	return !rev->back.ifindex;
+	return !rev->back.ifindex || rev->handed;
 }
 
 static __always_inline bool is_left_to_tc(const struct nat_rev_val *rev, __u8 proto)

@@ -3,12 +3,11 @@
  * Short TCP connections, one after the other: both ends in one thread, each in a network namespace of
  * its own.
  *
- *     connections SERVER-NETNS LISTEN-PORT ADDRESS PORT ADDRESSES COUNT [nat]
+ *     connections SERVER-NETNS LISTEN-PORT ADDRESS PORT ADDRESSES COUNT
  *
  * Started in the client's namespace. Each connection goes to the PORT of ADDRESS, or of one of the
  * ADDRESSES - 1 after it, drawn at random. A byte is sent and answered by one, and the server closes
- * first: its end is left in TIME-WAIT, and the client's port may be used again at once. With nat, the
- * server does not see that port.
+ * first: its end is left in TIME-WAIT, and the client's port may be used again at once.
  *
  * A packet between veth devices is worked on by whoever sent it, so that this one thread's time is
  * that of both ends and of all that lies between, unless the kernel hands it to its own thread
@@ -38,7 +37,6 @@
 #define STEP	    1000
 
 static const char *stage = "start";
-static bool by_nat;
 
 static void fail(const char *what)
 {
@@ -106,7 +104,7 @@ static int accept_from(int listener, in_port_t port)
 		socklen_t size = sizeof(peer);
 		int sock = accept4(listener, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK);
 
-		if (sock >= 0 && (by_nat || peer.sin6_port == port))
+		if (sock >= 0 && peer.sin6_port == port)
 			return sock;
 		if (sock >= 0)
 			close(sock);
@@ -195,11 +193,9 @@ int main(int argc, char **argv)
 	double began, began_cpu;
 	int listener;
 
-	by_nat = argc == 8 && !strcmp(argv[7], "nat");
-	if (argc != 7 + by_nat || inet_pton(AF_INET6, argv[3], &to.sin6_addr) != 1) {
+	if (argc != 7 || inet_pton(AF_INET6, argv[3], &to.sin6_addr) != 1) {
 		fprintf(stderr,
-			"usage: connections SERVER-NETNS LISTEN-PORT ADDRESS PORT ADDRESSES COUNT"
-			" [nat]\n"
+			"usage: connections SERVER-NETNS LISTEN-PORT ADDRESS PORT ADDRESSES COUNT\n"
 			"ADDRESS is IPv6 or ::ffff:IPv4\n");
 		return 2;
 	}

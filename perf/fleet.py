@@ -63,11 +63,11 @@ class Fleet:
         backends: int,
         *,
         by_tc: bool = False,  # mode local, without XDP
-        by_peers: bool = False,  # mode nat, without XDP, straight to the other ends of veth devices
+        by_peers: bool = False,  # straight to the other ends of veth devices
     ) -> None:
         self.here, self.directory = here, directory
         self.services, self.backends = services, backends
-        self.by_tc, self.by_peers = by_tc or by_peers, by_peers
+        self.by_tc, self.by_peers = by_tc, by_peers
         self.bpffs = BPFFS / here.name
         self.folder = directory / "services.d"
         self.folder.mkdir()
@@ -104,7 +104,7 @@ class Fleet:
                 f"  vip: {VIPS + n}",
                 "  ports: [80]",
                 "  health: none",
-                *([f"  mode: {'nat' if self.by_peers else 'local'}"] if self.by_tc else []),
+                *(["  mode: local"] if self.by_tc else []),
                 "  backends:",
             ]
             for b in range(self.backends):

@@ -31,6 +31,7 @@ COLUMNS = {
     "cpu_us": "CPU a connection, µs",
     "gbit_per_s": "Gbit/s",
 }
+OURS = ("tc", "tc-peer")
 RATE, CPU = 1.3, 1.15
 
 
@@ -79,30 +80,35 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(line)
     text = harness.table(header, lines) + "\n"
     largest = {row["way"]: row for row in rows if row["services"] == SIZES[-1]}
-    if {"direct", "tc", "nftables"} <= largest.keys():
-        rate = _ratio(largest, "connections_per_s", "nftables")
-        cost = _ratio(largest, "cpu_us", "direct")
-        met = harness.verdict
-        found = [
-            (
-                "connections a second, of nftables', at least",
-                f"{rate:.2f}",
-                RATE,
-                met(rate >= RATE),
-            ),
-            ("CPU a connection, of direct's, at most", f"{cost:.2f}", CPU, met(cost <= CPU)),
-        ]
-        header = [f"tc, with {SIZES[-1]} services", "measured", "limit", ""]
-        text += "\n" + harness.table(header, [(a, b, f"{c:.2f}", d) for a, b, c, d in found]) + "\n"
+    if set(KINDS) <= largest.keys():
+        header = [f"with {SIZES[-1]} services", "measured", "limit", ""]
+        judged = [line for kind in OURS for line in _judged(largest, kind)]
+        text += "\n" + harness.table(header, judged) + "\n"
     return text
+
+
+def _judged(rows: Mapping[str, Mapping[str, Any]], kind: str) -> list[tuple[str, str, str, str]]:
+    rate = rows[kind]["connections_per_s"] / rows["nftables"]["connections_per_s"]
+    cost = rows[kind]["cpu_us"] / rows["direct"]["cpu_us"]
+    met = harness.verdict
+    return [
+        (
+            f"{kind}: connections a second, of nftables', at least",
+            f"{rate:.2f}",
+            f"{RATE:.2f}",
+            met(rate >= RATE),
+        ),
+        (
+            f"{kind}: CPU a connection, of direct's, at most",
+            f"{cost:.2f}",
+            f"{CPU:.2f}",
+            met(cost <= CPU),
+        ),
+    ]
 
 
 def _shown(value: float, digits: int) -> int | float:
     return round(value) if digits == 0 else float(value)
-
-
-def _ratio(rows: Mapping[str, Mapping[str, Any]], name: str, than: str) -> float:
-    return float(rows["tc"][name] / rows[than][name])
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])

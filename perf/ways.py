@@ -92,7 +92,7 @@ class Way:
     def _start_shuntd(self) -> None:
         peer = self.kind == "tc-peer"
         here = self.node, self.directory, self.services, BACKENDS
-        fleet = Fleet(*here, by_tc=not peer, by_peers=peer)
+        fleet = Fleet(*here, by_tc=True, by_peers=peer)
         self.shuntd = self._stack.enter_context(fleet.running())
         interface = self.shuntd.status()["interfaces"][-1]
         if interface["tc"] == "none":
@@ -125,9 +125,8 @@ class Way:
         if self.kind == "direct":
             first, addresses = FIRST, self.services * BACKENDS
         where = [str(self.server.path), str(PORT), f"::ffff:{first}", str(PORT), str(addresses)]
-        nat = ["nat"] if self.kind == "tc-peer" else []
         done = subprocess.run(
-            [*self.client.enter, str(CONNECTIONS), *where, str(count), *nat],
+            [*self.client.enter, str(CONNECTIONS), *where, str(count)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

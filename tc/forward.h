@@ -148,7 +148,8 @@ static __noinline bool create_flow(struct __sk_buff *ctx, const struct packet *p
 	t->to.proto = pkt->key.proto;
 	begin_pair(pkt, s, p->svc, NAT_TRACKED);
 	s->rev.hairpin = hairpin;
-	if ((!local || hairpin) && !way_back(ctx, &s->rev.back))
+	s->rev.handed = local && !hairpin && may_hand_over(pkt, nh);
+	if ((!local || hairpin || s->rev.handed) && !way_back(ctx, &s->rev.back))
 		return false;
 	if (!claim_tuple(pkt, t, s, local && !hairpin, why))
 		return false;
@@ -192,6 +193,8 @@ static __always_inline struct verdict forward(struct __sk_buff *ctx, const struc
 			return verdict(XDP_DROP, why);
 	}
 	count_backend(t.backend, pkt->len);
+	if (same_address(t.to.saddr, pkt->key.saddr)) /* no hairpin */
+		s->mode = way_of_sending(pkt, s->mode, t.backend);
 	v = send_forward(ctx, pkt, s, t.backend, &t.to);
 	v.backend = t.backend;
 	return v;

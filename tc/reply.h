@@ -38,7 +38,10 @@ static __noinline enum replied recall_reply(const struct packet *pkt, struct nat
 		WRITE_ONCE(rev->seen_ns, now);
 	if (bits & NAT_MASQUERADED)
 		return REPLY_MASQUERADED;
-	return s->back.ifindex ? REPLY_REMOTE : REPLY_LOCAL;
+	/* What was handed over may come back by the stack: the backend's device has no program, or had none. */
+	if (!s->back.ifindex || (rev->handed && pkt->way == WAY_TC_OUT))
+		return REPLY_LOCAL;
+	return REPLY_REMOTE;
 }
 
 /* `local`: whether replies of backends on this node are looked for, or of others; the latter are for an

@@ -99,6 +99,36 @@ static __always_inline int hand_over(struct __sk_buff *ctx, const struct packet 
 	return bpf_redirect(ifindex, 0);
 }
 
+/* Mode local, too, where the node says so and the backend's neighbour is known. What is no plain packet of TCP
+ * or UDP goes by the stack. */
+static __always_inline bool may_hand_over(const struct packet *pkt, const struct nexthop_val *nh)
+{
+	struct veth_key key = {};
+	__u64 word;
+
+	if (!config.handover_peer || pkt->way != WAY_TC_IN || pkt->first ||
+	    (pkt->key.proto != IPPROTO_TCP && pkt->key.proto != IPPROTO_UDP))
+		return false;
+	word = READ_ONCE(*(__u64 *)nh); /* MAC and MTU. Little-endian. */
+	key.ifindex = nh->ifindex;
+	return word << 16 && !nh->tags && bpf_map_lookup_elem(&veths, &key);
+}
+
+/* How a packet to this backend is sent: MODE_LOCAL, by the stack; else by the program. */
+static __always_inline __u32 way_of_sending(const struct packet *pkt, __u32 mode, __u32 id)
+{
+	struct backend_val *b;
+	struct nexthop_val *nh;
+	__u32 index;
+
+	if (!config.handover_peer || mode != MODE_LOCAL)
+		return mode;
+	b = bpf_map_lookup_elem(&backends, &id);
+	index = b ? b->nexthop : 0;
+	nh = index ? bpf_map_lookup_elem(&nexthops, &index) : NULL;
+	return nh && may_hand_over(pkt, nh) ? MODE_NAT : mode;
+}
+
 static __always_inline struct verdict redirected(int action, enum reason reason)
 {
 	if (action != TC_ACT_REDIRECT)

@@ -4,7 +4,8 @@
  * (mode local), and where no XDP program did it before, to others (mode nat). The same tables and
  * the same choice as XDP's (bpf/select.h).
  *
- *   ingress   client -> VIP         local:  client -> backend, and on into the stack
+ *   ingress   client -> VIP         local:  client -> backend, and on into the stack, or (handover: peer) to
+ *                                           its veth's other end
  *                                   nat:    own -> backend, out of the backend's device
  *             backend -> own        nat:    VIP -> client, out of the client's device
  *   egress    backend -> client     local:  VIP -> client
@@ -86,21 +87,30 @@ static __always_inline bool parse_headers(struct __sk_buff *ctx, struct packet *
 	return true;
 }
 
+/* From a backend of mode local, whose replies go back past the stack as its client's packets came. */
+static __always_inline bool may_be_handed_back(const struct packet *pkt)
+{
+	return config.handover_peer && !pkt->first &&
+	       is_port_of_ours(pkt->key.proto, bpf_ntohs(pkt->key.sport));
+}
+
 static __always_inline struct verdict decide_ingress(struct __sk_buff *ctx, struct packet *pkt,
 						     struct nat_scratch *s)
 {
 	struct verdict v;
 	enum reason why;
 	__u32 svc_id;
+	bool back;
 
 	if (!parse_headers(ctx, pkt, &why) && (why != REASON_PASS_NOT_OURS || !read_echo(ctx, pkt)))
 		return decide_related(ctx, pkt, why);
-	step(STEP_PORT, may_be_ours(&pkt->key), 0);
-	if (!may_be_ours(&pkt->key))
+	back = may_be_handed_back(pkt);
+	step(STEP_PORT, back || may_be_ours(&pkt->key), 0);
+	if (!back && !may_be_ours(&pkt->key))
 		return not_ours();
 	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
 	pkt->hash = flow_hash(&pkt->key, pkt->ipv6, pkt->frontend);
-	if (may_be_reply(&pkt->key) && reply(ctx, pkt, s, false, &v))
+	if ((back || may_be_reply(&pkt->key)) && reply(ctx, pkt, s, false, &v))
 		return v;
 	svc_id = find_service(pkt);
 	if (!svc_id)

@@ -14,18 +14,38 @@ import pytest
 
 from shunt.lab.netns import Namespace
 from tests.netns.shunt_host import Host
-from tests.netns.test_tc_datapath import FAMILIES, POD, a_node, connect, describe, echoed
+from tests.netns.test_tc_datapath import (
+    FAMILIES,
+    POD,
+    POD_ADDR,
+    a_node,
+    connect,
+    describe,
+    echoed,
+)
 
 SEGMENTS = 3_000_000
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[tuple[Host, Namespace]]:
-    with a_node("hop", xdp="off", handover="peer", interfaces=["eth0", "pod0"]) as (host, pod):
+@pytest.fixture(scope="module", params=["nat", "local"])
+def node(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Namespace]]:
+    """Its stack forwards nothing."""
+    name = f"hop{request.param[0]}"
+    with a_node(name, xdp="off", handover="peer", interfaces=["eth0", "pod0"]) as (host, pod):
         host.here.sysctl({"ipv4.ip_forward": 0, "ipv6.conf.all.forwarding": 0})
-        describe(host, mode="nat", only="pod")
+        describe(host, mode=request.param, only="pod")
         host.start()
+        host.until(lambda: all(reaches(host, ip) for ip in (4, 6)), "the pod's neighbour is known")
         yield host, pod
+
+
+def reaches(host: Host, ip: int) -> bool:
+    host.here.run("ping", "-c1", "-W1", POD_ADDR[ip])
+    try:
+        connect(host, POD[ip], timeout=0.5).close()
+    except TimeoutError:
+        return False
+    return True
 
 
 def sent(host: Host, device: str) -> int:
@@ -44,6 +64,24 @@ def test_tcp_passes_no_device(node: tuple[Host, Namespace], ip: int) -> None:
     after = [sent(host, device) for device in ("eth0", "pod0")]
     # ARP and neighbour discovery are the kernel's, and go out as ever.
     assert all(b - a < SEGMENTS / 100 for a, b in zip(before, after, strict=True))
+
+
+@FAMILIES
+def test_replies_by_the_stack(ip: int) -> None:
+    """The pod's device has no program: the client's packets are handed over all the same."""
+    with a_node("hops", xdp="off", handover="peer") as (host, _):
+        describe(host, only="pod")
+        host.start()
+
+        def handed_over() -> bool:
+            """The pod's neighbour may have to be found first, which is the stack's."""
+            before = sent(host, "pod0")
+            with connect(host, POD[ip]) as client:
+                assert client.recv(100)
+                assert echoed(client, SEGMENTS)
+            return sent(host, "pod0") - before < SEGMENTS / 100
+
+        host.until(handed_over, "what goes to the pod passes no device")
 
 
 @FAMILIES

@@ -151,9 +151,9 @@ def remote() -> Iterator[Host]:
         yield host
 
 
-def connect(host: Host, vip: str, port: int = 80) -> socket.socket:
+def connect(host: Host, vip: str, port: int = 80, timeout: float = 10) -> socket.socket:
     with host.outside.inside():
-        return socket.create_connection((vip, port), timeout=10)
+        return socket.create_connection((vip, port), timeout)
 
 
 def echoed(client: socket.socket, size: int) -> bool:

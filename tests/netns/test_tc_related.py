@@ -267,7 +267,7 @@ def large_one_comes_back(scene: Scene, client: socket.socket, sender: str) -> No
             line, _, rest = client.recv(65535).partition(b"\n")
         except TimeoutError:  # a fragment was lost
             return False
-        except OSError as e:  # the agent may know the narrow path of an earlier test a moment longer
+        except OSError as e:  # the agent may know an earlier test's narrow path a moment longer
             if e.errno != errno.EMSGSIZE:
                 raise
             return False

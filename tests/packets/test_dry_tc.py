@@ -16,7 +16,7 @@ from shunt.tc.attach import PROGRAMS
 from shunt.tc.translation import DRY
 from shunt.xdp.dry import DryRun
 from tests.fuzz.packets import mutations
-from tests.packets.balancer import OWN4, OWN6, SCTP, TCP, UDP, Out, Reason
+from tests.packets.balancer import LOOPBACK, OWN4, OWN6, SCTP, TCP, UDP, Out, Reason
 from tests.packets.frames import either, sctp
 from tests.packets.test_dry import contents, verdict_of
 from tests.packets.test_fragments import fragments_of
@@ -61,9 +61,11 @@ def _run(fd: int, frame: bytes, ifindex: int) -> Ran:
     return run_tc(fd, frame, ifindex=ifindex)
 
 
-@pytest.fixture
-def twins() -> Iterator[Twins]:
-    with Masquerader() as tc:
+@pytest.fixture(params=["device", "peer"])
+def twins(request: pytest.FixtureRequest) -> Iterator[Twins]:
+    """With both ways of handing on what is for another device: by it, or past it."""
+    with Masquerader(handover_peer=request.param == "peer") as tc:
+        tc.add_veth(LOOPBACK)
         for ip in (4, 6):
             for proto in (TCP, UDP):
                 tc.add_service(VIP[ip], LOCAL, proto, backends=BACKENDS[ip], backend_port=8080)

@@ -41,6 +41,13 @@ class Translator(Balancer):
         """One packet on its way out."""
         return self.run(packet, self.object.programs["shunt_egress"].fd, mark)
 
+    def add_veth(self, ifindex: int) -> None:
+        """A device whose other end, in another namespace, may be handed packets."""
+        veths = self.map("veths")
+        key, value = veths.new_keys(1), veths.new_values(1)
+        key["ifindex"], value["peer"] = ifindex, 1
+        veths.update(key[0], value[0])
+
     def add_service(
         self,
         vip: str,
