@@ -14,7 +14,7 @@ from shunt.agent.handover import Handover
 from shunt.agent.nat_ports import PortUse
 from shunt.agent.troubles import Troubles
 from shunt.kern.maps import Map
-from tests.packets.balancer import ELSEWHERE, TCP, UDP
+from tests.packets.balancer import BACKEND_MAC, ELSEWHERE, TCP, UDP
 from tests.packets.frames import either, network
 from tests.packets.test_fragments import fragments_of
 from tests.packets.translator import (
@@ -62,9 +62,10 @@ def handing() -> Iterator[Translator]:
         yield tc
 
 
-def add(tc: Translator, ip: int, proto: int, *, ifindex: int = ELSEWHERE, dmac: str = "") -> None:
-    hop = {"dmac": dmac} if dmac else {}
-    nexthop = tc.add_nexthop(None, ifindex=ifindex, **hop)
+def add(
+    tc: Translator, ip: int, proto: int, *, ifindex: int = ELSEWHERE, dmac: str = BACKEND_MAC
+) -> None:
+    nexthop = tc.add_nexthop(None, ifindex=ifindex, dmac=dmac)
     backends = BACKENDS[ip][:1]
     tc.add_service(VIP[ip], 80, proto, backends=backends, backend_port=8080, nexthop=nexthop)
 

@@ -194,16 +194,18 @@ def test_the_tc_benchmark_has_the_ways_that_were_asked_for_and_the_document_show
 
 def test_tc_targets_can_be_met_and_missed() -> None:
     def rows(rate: float, cpu: float) -> list[dict[str, object]]:
-        of = {"direct": (100.0, 10.0), "nftables": (50.0, 15.0), "tc": (rate, cpu)}
+        of = {kind: (rate, cpu) for kind in tc.KINDS}
+        of |= {"direct": (100.0, 10.0), "nftables": (50.0, 15.0)}
         samples = {
             (kind, 10_000): [dict(zip(tc.MEASURED, (*both, 1.0), strict=True))]
             for kind, both in of.items()
         }
         return tc.records(samples)
 
-    assert tc.report(rows(65, 11.5)).count("| met") == 2
-    assert tc.report(rows(64.9, 11.5)).count("missed") == 1
-    assert tc.report(rows(65, 11.6)).count("missed") == 1
+    ours = len(tc.OURS)
+    assert tc.report(rows(65, 11.5)).count("| met") == 2 * ours
+    assert tc.report(rows(64.9, 11.5)).count("missed") == ours
+    assert tc.report(rows(65, 11.6)).count("missed") == ours
     assert "measured" not in tc.report(rows(65, 11)[:2])
 
 
