@@ -26,7 +26,17 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 # The guest's programs. The kernels' features beyond XDP are there to be tried by hand.
 PROGRAMS = (
-    *("bpftool", "ethtool", "iproute2", "iputils-ping", "kmod", "libbpf1", "procps", "python3"),
+    *(
+        "bpftool",
+        "curl",
+        "ethtool",
+        "iproute2",
+        "iputils-ping",
+        "kmod",
+        "libbpf1",
+        "procps",
+        "python3",
+    ),
     *("ipvsadm", "nftables", "nginx", "tcpdump", "wireguard-tools"),
 )
 # What the kernel needs to reach its root file system.

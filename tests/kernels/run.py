@@ -58,8 +58,9 @@ PYTEST = (
     *("--durations=20", "--tb=short", "--junit-xml=/job/results/junit.xml"),
     *LEFT_OUT,
     "tests/packets",
-    *(f"{NETNS}{what}.py" for what in ("datapath", "decap", "features", "netdev")),
-    *(f"{NETNS}{what}.py" for what in ("netlink", "nexthops", "sctp", "tc_attach", "trunk")),
+    *(f"{NETNS}{what}.py" for what in ("datapath", "decap", "features", "geneve", "handover")),
+    *(f"{NETNS}{what}.py" for what in ("netdev", "netlink", "nexthops", "sctp", "sockets")),
+    *(f"{NETNS}{what}.py" for what in ("sockets_life", "tc_attach", "trunk")),
 )
 
 
