@@ -194,7 +194,7 @@ def test_the_tc_benchmark_has_the_ways_that_were_asked_for_and_the_document_show
 
 def test_tc_targets_can_be_met_and_missed() -> None:
     def rows(rate: float, cpu: float) -> list[dict[str, object]]:
-        of = {kind: (rate, cpu) for kind in tc.KINDS}
+        of = dict.fromkeys(KINDS, (rate, cpu))
         of |= {"direct": (100.0, 10.0), "nftables": (50.0, 15.0)}
         samples = {
             (kind, 10_000): [dict(zip(tc.MEASURED, (*both, 1.0), strict=True))]
