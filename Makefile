@@ -19,6 +19,8 @@ BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
 C_SOURCES := $(wildcard bpf/*.h xdp/*.c xdp/*.h tc/*.c tc/*.h sockops/*.c sockops/*.h lb/*.c lb/*.h kern/*.c \
 	perf/*.c perf/*.h examples/*.c tests/*.bpf.c tests/*/*.bpf.c)
 
+CLIENTS := $(addprefix build/,connections socket_server socket_client socket_paced)
+
 # -mcpu=v3 (32-bit registers' jumps, atomics) is what every supported kernel takes; the
 # prefix map keeps the line information, and so the object, the same in every directory.
 # Headers are summed and compared as words, so no strict aliasing, as in the kernel.
@@ -51,7 +53,7 @@ build: venv ## build the BPF objects and the C extensions, in place
 
 # One level down, already as the checkout's owner.
 .PHONY: objects
-objects: $(BPF_OBJECTS) build/connections build/stamp/extension build/stamp/defects
+objects: $(BPF_OBJECTS) $(CLIENTS) build/stamp/extension build/stamp/defects
 
 # The real program with one deliberate defect each, for the test that must catch them.
 build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/*.h xdp/lb.bpf.c)
@@ -66,7 +68,7 @@ build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/*.h xdp/lb.
 	@mv build/obj/$@ $@
 
 # Of tests and benchmarks; nothing that is installed.
-build/connections: perf/connections.c Makefile
+$(CLIENTS): build/%: perf/%.c perf/socket_client.h Makefile
 	@mkdir -p $(@D)
 	$(CC) -O2 -g -Wall -Wextra -Werror -o $@ $<
 
@@ -151,9 +153,33 @@ test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn mach
 test-delivery: need-root build ## each way of traffic to a VIP, with real keepalived (root)
 	$(PYTEST) tests/e2e/test_delivery.py $(ARGS)
 
+.PHONY: test-streams
+test-streams: need-root build ## a million mixed messages on 1,000 redirected connections, byte for byte (root)
+	SHUNT_STREAM_CONNECTIONS=1000 SHUNT_STREAM_MESSAGES=1000000 \
+	$(PYTEST) tests/netns/test_streams_programs.py -k byte_for_byte $(ARGS)
+
 .PHONY: test-connections
 test-connections: need-root build ## 100,000 short connections through TC, shuntd restarted meanwhile (root)
 	$(PYTEST) tests/e2e/test_connections.py $(ARGS)
+
+# Go's compiler is a Python package of 80 MB, and nothing else needs it.
+build/programs/go/made: requirements/programs.txt
+	$(PYTHON) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $<
+	@touch $@
+
+build/programs/client: tests/e2e/clients/client.go build/programs/go/made
+	GOCACHE=$(CURDIR)/build/programs/cache GOTOOLCHAIN=local CGO_ENABLED=0 \
+		build/programs/go/go/bin/go build -o $@ $<
+
+build/programs/Client.class: tests/e2e/clients/Client.java
+	@mkdir -p $(@D)
+	javac -d $(@D) $<
+
+.PHONY: test-programs
+test-programs: need-root build ## clients in Go and Java that talk to VIPs through their sockets (root)
+	@tools/deps requirements/debian.txt requirements/debian-programs.txt
+	@$(AS_OWNER) $(MAKE) build/programs/client build/programs/Client.class
+	$(PYTEST) tests/e2e/test_socket_languages.py $(ARGS)
 
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet
@@ -168,8 +194,12 @@ perf-scale: need-root build ## the daemon with 10,000 services, to perf/results/
 
 .PHONY: perf-tc
 perf-tc: need-root build ## TC beside nftables and iptables, to perf/results/tc.json (root)
-	@tools/deps requirements/debian.txt requirements/debian-perf.txt
 	$(UNCACHED) -m perf.tc $(ARGS)
+	@tools/give-back perf/results
+
+.PHONY: perf-sockets
+perf-sockets: need-root build ## sockets beside nftables and iptables, to perf/results/sockets.json (root)
+	$(UNCACHED) -m perf.sockets $(ARGS)
 	@tools/give-back perf/results
 
 .PHONY: perf-maglev

@@ -30,6 +30,8 @@ from shunt.agent.node import WEIGHT_MAX, Node
 from shunt.agent.peers import only_ours
 from shunt.agent.samples import Samples
 from shunt.agent.service_views import Json
+from shunt.agent.socket_explain import SocketExplainer
+from shunt.agent.socket_views import SocketViews
 from shunt.agent.unix_socket import listen
 from shunt.lb.errors import ShuntError
 from shunt.lb.lookup import find_backend, find_service
@@ -48,6 +50,7 @@ class Api:
         self.node, self.intent = node, intent
         self.changes: Changes | None = None
         self.explainer = Explainer(node)
+        self.socket_explainer, self.sockets = SocketExplainer(node), SocketViews(node)
         self.monitor = Monitor(node, samples)
         self._runner: web.AppRunner | None = None
         self._path: Path | None = None
@@ -84,7 +87,8 @@ class Api:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        self.explainer.close()
+        for loaded in (self.explainer, self.socket_explainer, self.sockets):
+            loaded.close()
 
     def routes(self) -> list[web.RouteDef]:
         """Every route; openapi.ROUTES describes each."""
@@ -111,6 +115,8 @@ class Api:
             web.get("/v1/nat/top", self._nat_top),
             web.get("/v1/monitor", self.monitor.respond),
             web.post("/v1/explain", self.explainer.respond),
+            web.post("/v1/explain/socket", self.socket_explainer.respond),
+            web.get("/v1/sockets", self._sockets),
             web.get("/v1/watch", self._watch),
             web.get("/v1/openapi.json", self._openapi),
             web.post("/v1/reload", self._reload),
@@ -238,6 +244,9 @@ class Api:
 
     async def _nat(self, request: web.Request) -> web.Response:
         return await self._listing(request, flow_views.translations)
+
+    async def _sockets(self, request: web.Request) -> web.Response:
+        return await self._listing(request, lambda _node, *which: self.sockets.sockets(*which))
 
     async def _nat_top(self, request: web.Request) -> web.Response:
         last = self.node.scanner.last

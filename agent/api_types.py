@@ -55,13 +55,48 @@ class Interface(Answer):
     xdp: str
 
 
+class Closing(Answer):
+    """Which sockets are closed when their backends go, how, and how many were; `left`: those that
+    the last sweep could not close."""
+
+    which: Literal["udp", "all", "off"]
+    by: Literal["iterator", "diagnostics", ""]
+    udp: Count
+    tcp: Count
+    left: Count
+    sweeps: Count
+    last_ms: float | None
+
+
+class ExcludedGroup(Answer):
+    cgroup: str
+    there: bool
+
+
+class Streams(Answer):
+    """Connections that pass TCP by (`redirected`), and that did and do no longer (`tcp`)."""
+
+    attached: bool
+    redirected: Count
+    tcp: Count
+    bytes: Count
+    events: PerName
+
+
 class Sockets(Answer):
-    """Whose calls are translated at the socket. `cgroup`: empty if they are not."""
+    """Whose calls are translated at the socket. `cgroup`: empty if they are not; `whole`: it is
+    the root of all, and not a container's part of it."""
 
     scope: Literal["host", "all", "off"]
     cgroup: str
+    whole: bool
     attached: bool
+    excluded_cgroups: list[ExcludedGroup]
+    excluded_services: list[str]
+    node_ports: Literal["reserve", "share"]
     calls: PerName
+    closing: Closing
+    streams: Streams
 
 
 class BackendStates(Answer):
@@ -307,54 +342,6 @@ class HealthRow(Answer):
 class Health(Answer):
     health: list[HealthRow]
     panic: list[Panicking]
-
-
-class Given(Answer):
-    service: str
-    vip: str
-
-
-class Pool(Answer):
-    """`size` is text: an IPv6 pool has more addresses than a number of JSON can say."""
-
-    name: str
-    networks: list[str]
-    size: str
-    given: list[Given]
-
-
-class Pools(Answer):
-    pools: list[Pool]
-
-
-class Flow(Answer):
-    service: str
-    client: str
-    client_port: Count
-    vip: str
-    vip_port: Count
-    protocol: str
-    state: str
-    backend: str
-    idle_s: float
-
-
-class Translation(Flow):
-    own: str
-    own_port: Count
-    backend_port: Count
-
-
-class FlowList(Answer):
-    """`more`: there are more than the limit."""
-
-    flows: list[Flow]
-    more: bool
-
-
-class TranslationList(Answer):
-    flows: list[Translation]
-    more: bool
 
 
 class Generation(Answer):

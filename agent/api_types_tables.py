@@ -76,6 +76,36 @@ class Simulate(Answer):
     weights: dict[str, WeightOf] = field(default_factory=dict)
 
 
+class Flow(Answer):
+    service: str
+    client: str
+    client_port: Count
+    vip: str
+    vip_port: Count
+    protocol: str
+    state: str
+    backend: str
+    idle_s: float
+
+
+class Translation(Flow):
+    own: str
+    own_port: Count
+    backend_port: Count
+
+
+class FlowList(Answer):
+    """`more`: there are more than the limit."""
+
+    flows: list[Flow]
+    more: bool
+
+
+class TranslationList(Answer):
+    flows: list[Translation]
+    more: bool
+
+
 class RawFrontend(Answer):
     frontend: str
     vip: str
@@ -133,3 +163,21 @@ class NatDestination(Answer):
 class NatDestinations(Answer):
     destinations: list[NatDestination]
     more: bool
+
+
+class Given(Answer):
+    service: str
+    vip: str
+
+
+class Pool(Answer):
+    """`size` is text: an IPv6 pool has more addresses than a number of JSON can say."""
+
+    name: str
+    networks: list[str]
+    size: str
+    given: list[Given]
+
+
+class Pools(Answer):
+    pools: list[Pool]

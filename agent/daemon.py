@@ -28,7 +28,8 @@ from shunt.agent.service_manager import keep_alive, notify
 from shunt.agent.sources.file import FileSource
 from shunt.agent.sources.store import Store
 from shunt.agent.unix_socket import remove_stale
-from shunt.kern.features import check_host, ensure_bpffs
+from shunt.kern.bpffs import ensure_bpffs
+from shunt.kern.features import check_host
 from shunt.kern.inotify import Watch
 from shunt.kern.memory import trim
 from shunt.lb.errors import ShuntError

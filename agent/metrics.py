@@ -76,10 +76,10 @@ class Endpoint:
         self.node.observing.want_statistics(settings.program_times)
         wanted = settings.metrics_listen
         where = (str(wanted[0]), wanted[1]) if wanted else None
+        self.node.observing.troubles.tell("metrics", None)
         if where == self._where:
             return
         await self.close()
-        self.node.observing.troubles.tell("metrics", None)
         if where is None:
             return
         app = web.Application()

@@ -15,8 +15,10 @@ from shunt.agent.service_views import names
 from shunt.kern.maps import memory_bytes
 from shunt.kern.objects import Program
 from shunt.kern.programs import Runs, runs
+from shunt.lb.model import Protocol
 from shunt.xdp import hooks
 
+SOCKETS = Protocol.UDP, Protocol.TCP
 STATUS = Path("/proc/self/status")
 
 
@@ -126,7 +128,8 @@ def _ports_used(node: Node) -> list[Sample]:
 
 
 def _loaded(node: Node) -> list[Program]:
-    return node.datapath.programs + node.sockets.programs + node.observing.programs()
+    beside = node.sockets.programs + node.closing.programs + node.streams.programs
+    return node.datapath.programs + beside + node.observing.programs()
 
 
 def _programs(value: Callable[[Runs], float]) -> Callable[[Node], Iterator[Sample]]:
@@ -171,8 +174,24 @@ NODE = (
            "1 if calls of this host's sockets are translated.",
            lambda n: [((n.sockets.scope,), float(n.sockets.attached()))]),
     Family("shunt_socket_calls_total", "counter", ("reason",),
-           "connect() and sendmsg() with an address, by what became of it.",
+           "connect() and sendmsg() with an address, and bind(), by what became of it.",
            lambda n: [((r.lower(),), times) for r, times in n.sockets.reasons().items()]),
+    Family("shunt_sockets_closed_total", "counter", ("protocol",),
+           "Connections that were closed since their backends had gone.",
+           lambda n: [((p.name.lower(),), n.closing.closed[p]) for p in SOCKETS]),
+    Family("shunt_sockets_stale", "gauge", (),
+           "Connections to backends that have gone, which the last sweep could not close.",
+           lambda n: one(n.closing.last.left) if n.closing.last else []),
+    Family("shunt_sockets_sweep_seconds", "gauge", (), "What the last sweep for them took.",
+           lambda n: one(n.closing.last.took_s) if n.closing.last else []),
+    Family("shunt_streams", "gauge", ("way",),
+           "Connections between two sockets of this node that are redirected, or were.",
+           lambda n: [((way,), float(times)) for way, times in n.streams.live().items()]),
+    Family("shunt_stream_events_total", "counter", ("event",),
+           "Connections and messages of services with `redirect`, by what became of them.",
+           lambda n: [((e.lower(),), times) for e, (times, _) in n.streams.events().items()]),
+    Family("shunt_stream_redirected_bytes_total", "counter", (), "Bytes that passed TCP by.",
+           lambda n: one(n.streams.events().get("REDIRECTED", (0, 0))[1])),
     Family("shunt_tc_attached", "gauge", ("interface",),
            "1 if the TC programs are attached; absent while no service needs them.", _translating),
     Family("shunt_packets_total", "counter", ("reason",),

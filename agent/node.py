@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from shunt.agent import streams
 from shunt.agent.apply import Applier
 from shunt.agent.batches import BATCH, FIRST, in_batches
 from shunt.agent.checks import Checks, Key
+from shunt.agent.closing import Closing
 from shunt.agent.echo import Echo, answers
 from shunt.agent.fixed import check_change
 from shunt.agent.flush import flush
@@ -27,11 +29,12 @@ from shunt.agent.own_addresses import OwnAddresses
 from shunt.agent.plan import Planner
 from shunt.agent.reach import PARTICULAR, unfit
 from shunt.agent.scan import Scanner
+from shunt.agent.socket_upkeep import SocketUpkeep
 from shunt.agent.tables import Tables
 from shunt.agent.translating import Translating
 from shunt.agent.upkeep import Upkeep
 from shunt.agent.wiring import Wiring
-from shunt.agent.wishes import Counts, Wish
+from shunt.agent.wishes import Counts, Wish, recall
 from shunt.agent.writes import ClearBackend
 from shunt.kern.rcu import synchronize
 from shunt.lb.compile import Condition, Endpoint, Target, differing, target_name, targets
@@ -39,6 +42,7 @@ from shunt.lb.errors import ShuntError
 from shunt.lb.lookup import find_backend, find_service
 from shunt.lb.model import Configuration, IPAddress, Mode, Protocol, Service, Settings
 from shunt.sockops.attach import Sockets
+from shunt.sockops.streams import Streams
 from shunt.xdp.attach import Datapath
 
 log = logging.getLogger("shunt")
@@ -52,7 +56,7 @@ class Node:
 
     def __init__(self, bpffs: Path, state: Path) -> None:
         self.datapath = Datapath(bpffs)
-        self.sockets = Sockets(bpffs)
+        self.sockets, self.streams = Sockets(bpffs), Streams(bpffs)
         self.configuration: Configuration | None = None
         self.generation = 0
         self.errors: list[str] = []  # of the newest configuration, if it was refused
@@ -63,6 +67,8 @@ class Node:
         self.wishes: dict[Key, Wish] = {}
         self.counts = Counts()
         self.observing = Observing()
+        self.closing = Closing(self.sockets, self.observing.troubles)
+        self.socket_upkeep = SocketUpkeep(self.sockets, self.closing, self.observing.troubles)
         self.want: dict[str, Target] = {}
         self.on_change: Callable[[Iterable[str] | None], None] = lambda _targets: None
         self._gone: set[tuple[str, Endpoint]] = set()
@@ -90,27 +96,10 @@ class Node:
         )
         self.prober = self.checks.prober
         self.generation = int(self.tables.meta["generation"][0])
-        self._recall(configuration)
+        self.wishes.update(recall(self.tables, self.checks, configuration.services))
         self.configure(configuration)
         self.nexthops.start()
         self.own.start()
-
-    def _recall(self, configuration: Configuration) -> None:
-        """What a predecessor knew of each backend: failing, drained, its weight."""
-        flag = self.tables.flag
-        services = {s.name: s for s in configuration.services}
-        starts = self.checks.starts.read()
-        for name, place in self.tables.placed.items():
-            service = name.rpartition("/")[0]
-            for endpoint, i in place.backends.items():
-                flags = int(self.tables.backends["flags"][i])
-                key = service, endpoint
-                weight = int(self.tables.backends["weight"][i])
-                if flags & flag.drained or weight:
-                    self.wishes[key] = Wish(bool(flags & flag.drained), weight)
-                if service in services:
-                    up = bool(flags & flag.up)
-                    self.checks.recall(services[service], endpoint, up, starts.get(key))
 
     def configure(self, configuration: Configuration) -> None:
         """Put a new configuration in force.
@@ -172,15 +161,12 @@ class Node:
         self.observing.troubles.tell("nat ports", overlap_here(configuration))
         if changed:
             self._attach(settings)
+        self.socket_upkeep.reserve(self.services)
+        streams.redirect(self, anew=changed)
 
     def _attach(self, settings: Settings) -> None:
         self.datapath.attach(settings.interfaces, settings.xdp_mode)
-        refused: ShuntError | None = None
-        try:
-            self.sockets.follow(settings, self.datapath.maps)
-        except ShuntError as e:  # packets are balanced all the same
-            refused = e
-        self.observing.troubles.tell("sockets", refused)
+        self.socket_upkeep.follow(settings, self.datapath.maps)
 
     def _is_fresh(self) -> bool:
         """Whether the maps are as they were made: there is nothing to compare with."""
@@ -196,6 +182,8 @@ class Node:
         self.datapath.load(self.configuration.settings)
         self.translating.prepare(self.configuration, anew=True)
         self._attach(self.configuration.settings)
+        self.socket_upkeep.reserve(self.services)
+        streams.redirect(self, anew=True)
 
     # Deciding --------------------------------------------------------------------------------
 
@@ -259,6 +247,7 @@ class Node:
             self.want.update((name, want[name]) for name in names & want.keys())
         self.echo.update(names, self.want, self.tables.placed, self._answers_echo)
         self._gone.clear()
+        self.closing.follow(writes)
         if cleared := [write for write in writes if isinstance(write, ClearBackend)]:
             self.upkeep.forget(cleared)
         self.counts.writes += len(writes)
@@ -305,6 +294,7 @@ class Node:
         before, self.services = self.services, self.own.resolved(self.configuration.services)
         if names := differing(before.values(), self.services.values()):
             self._unsure |= not self.try_reconcile(self._targets_of(*names))
+            self.socket_upkeep.reserve(self.services)
 
     def try_reconcile(self, only: Iterable[str]) -> bool:
         """Reconcile where nobody waits for an answer: a full table is logged, and False."""
@@ -393,6 +383,8 @@ class Node:
         self.own.close()
         self.observing.close()
         self.upkeep.close()
+        await self.socket_upkeep.close()
+        self.streams.close()
         self.sockets.close()
         self.translating.close()
         self.datapath.close()

@@ -14,6 +14,7 @@ import msgspec
 
 from shunt.agent import api_types as t
 from shunt.agent import api_types_explain as explain
+from shunt.agent import api_types_sockets as sockets
 from shunt.agent import api_types_tables as tables
 from shunt.agent.sources.shape import ServiceEntry
 from shunt.agent.views import version
@@ -70,7 +71,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("DELETE", _SERVICE): Route(
         "Remove a service of the API", t.Generation, (404, 409, 412), headers=_MATCH
     ),
-    ("GET", "/v1/pools"): Route("VIP pools, and who has which address", t.Pools),
+    ("GET", "/v1/pools"): Route("VIP pools, and who has which address", tables.Pools),
     ("GET", "/v1/backends"): Route("Backends, of one service or of all", t.Backends, (404,),
                                    query=_OF),
     ("GET", "/v1/health"): Route("What the checks found, of one service or of all", t.Health,
@@ -93,7 +94,7 @@ ROUTES: dict[tuple[str, str], Route] = {
         "Lines of the table of flows", tables.RawFlows, (404,), query=_OF | {"limit": LIMIT}
     ),
     ("GET", "/v1/flows"): Route(
-        "Remembered flows, in no order", t.FlowList, (404,), query=_OF | {"limit": LIMIT}
+        "Remembered flows, in no order", tables.FlowList, (404,), query=_OF | {"limit": LIMIT}
     ),
     ("POST", "/v1/flows/flush"): Route(
         "Forget remembered flows", t.Deleted, (404, 413), takes=t.OfService
@@ -103,7 +104,7 @@ ROUTES: dict[tuple[str, str], Route] = {
         query={"limit": LIMIT},
     ),
     ("GET", "/v1/nat"): Route(
-        "Translations of mode nat", t.TranslationList, (404,), query=_OF | {"limit": LIMIT}
+        "Translations of mode nat", tables.TranslationList, (404,), query=_OF | {"limit": LIMIT}
     ),
     ("GET", "/v1/monitor"): Route(
         "Dropped packets, or translations that begin and end, as they come", t.Sample, (404,),
@@ -114,6 +115,14 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/v1/explain"): Route(
         "What would become of packets, step by step; nothing is sent or changed",
         explain.Explanation, (404, 409, 413, 422), takes=explain.Explain, needs_body=True,
+    ),
+    ("POST", "/v1/explain/socket"): Route(
+        "What would become of a process's call, step by step; nothing is changed",
+        sockets.ExplainedSocket, (404, 409, 413, 422), takes=sockets.ExplainSocket, needs_body=True,
+    ),
+    ("GET", "/v1/sockets"): Route(
+        "Sockets of this host that have backends in VIPs' places", sockets.SocketList, (404,),
+        query=_OF | {"limit": LIMIT},
     ),
     ("GET", "/v1/watch"): Route(
         "Changes of services and backends as they come", t.Change, stream=True,

@@ -30,6 +30,7 @@ def flags(options: Options, flag: Any) -> int:
         | (flag.SOURCES if options.sources else 0)
         | (flag.RATE if options.rate else 0)
         | (flag.QUIC if options.quic else 0)
+        | (0 if options.sockets else flag.NO_SOCKETS)
     )
 
 

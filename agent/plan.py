@@ -57,6 +57,7 @@ class _Draft:
     """Writes in the order in which they must be done, and what to give back on failure."""
 
     going_in: list[Write] = field(default_factory=list)
+    closing: list[Write] = field(default_factory=list)
     dropping: list[Write] = field(default_factory=list)
     after: list[Write] = field(default_factory=list)
     service_ids: list[int] = field(default_factory=list)
@@ -67,7 +68,7 @@ class _Draft:
         """The plan."""
         self.going_in.sort(key=lambda write: _RANK[type(write)])
         waiting: list[Write] = [Grace(), *self.after] if self.after or self.dropping else []
-        return [*self.going_in, *self.dropping, *waiting]
+        return [*self.going_in, *self.closing, *self.dropping, *waiting]
 
 
 class Planner:
@@ -188,8 +189,17 @@ class Planner:
                 PutBackend(target.name, place.svc, member.endpoint, i, flags, member.override)
             )
         elif (t.backends["flags"][i], t.backends["weight"][i]) != (flags, member.override):
-            draft.going_in.append(SetBackend(i, flags, member.override))
+            # Who takes no more new flows loses its slots first: as long as a slot names it, a
+            # socket that draws that slot would have to look for another one.
+            closes = not member.takes_new_flows and self._is_open(i)
+            writes = draft.closing if closes else draft.going_in
+            writes.append(SetBackend(i, flags, member.override))
         return i
+
+    def _is_open(self, backend: int) -> bool:
+        """Whether it takes new flows, as far as the maps tell."""
+        flag, flags = self.tables.flag, int(self.tables.backends["flags"][backend])
+        return bool(flags & flag.up) and not flags & (flag.drained | flag.removed)
 
     def _server_ids(self, target: Target, place: Placed, ids: Sequence[int], draft: _Draft) -> None:
         have = self.tables.server_ids.of(place.svc)

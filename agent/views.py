@@ -20,6 +20,7 @@ from shunt.kern.objects import open_pin
 from shunt.lb import slots as slot
 from shunt.lb.compile import Endpoint
 from shunt.lb.errors import ShuntError
+from shunt.lb.model import Protocol
 from shunt.lb.standing import Panic
 from shunt.xdp.attach import pin_name
 
@@ -109,12 +110,46 @@ def interfaces(node: Node) -> list[Json]:
 
 
 def sockets(node: Node) -> Json:
-    """Whose calls are translated at the socket, where from, and what became of them."""
+    """Whose calls are translated at the socket and whose not, and what became of them."""
+    covered = node.sockets
     return {
-        "scope": node.sockets.scope,
-        "cgroup": str(node.sockets.cgroup or ""),
-        "attached": node.sockets.attached(),
+        "scope": covered.scope,
+        "cgroup": str(covered.cgroup or ""),
+        "whole": covered.covers_host(),
+        "attached": covered.attached(),
+        "excluded_cgroups": [
+            {"cgroup": path, "there": found != 0} for path, found in covered.excluded.items()
+        ],
+        "excluded_services": sorted(s.name for s in node.services.values() if not s.sockets),
+        "node_ports": "reserve" if covered.reserves else "share",
         "calls": {name: times for name, times in node.sockets.reasons().items() if times},
+        "closing": closing(node),
+        "streams": streams(node),
+    }
+
+
+def closing(node: Node) -> Json:
+    """Which sockets are closed when their backends go, how, and how many were."""
+    last = node.closing.last
+    return {
+        "which": node.closing.which,
+        "by": str(node.closing.by or ""),
+        "udp": node.closing.closed[Protocol.UDP],
+        "tcp": node.closing.closed[Protocol.TCP],
+        "left": last.left if last else 0,
+        "sweeps": node.closing.sweeps,
+        "last_ms": round(last.took_s * 1000, 1) if last else None,
+    }
+
+
+def streams(node: Node) -> Json:
+    """Which connections pass TCP by, and why others do not."""
+    events = node.streams.events()
+    return {
+        "attached": node.streams.attached(),
+        **node.streams.live(),
+        "bytes": events.get("REDIRECTED", (0, 0))[1],
+        "events": {name: times for name, (times, _) in events.items() if times},
     }
 
 
@@ -133,6 +168,8 @@ def _problems(node: Node, attached: Iterable[Json]) -> list[str]:
             found.append(f"interface {interface['name']}: the TC programs are not attached")
     if node.sockets.cgroup and not node.sockets.attached():
         found.append(f"sockets: a program has been detached from {node.sockets.cgroup}")
+    if node.streams.cgroup and not node.streams.attached():
+        found.append(f"redirect: a program has been detached from {node.streams.cgroup}")
     failing = {
         name.rpartition("/")[0]
         for name, target in node.want.items()

@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from shunt.agent.checks import Checks, Key
+from shunt.agent.tables import Tables
+from shunt.lb.model import Service
 
 
 @dataclass
@@ -26,3 +31,22 @@ class Counts:
     read_s: float = 0.0  # of the files, at the start
     first_apply_s: float = 0.0  # from then on until all was in force
     started_s: float = field(default_factory=time.monotonic)
+
+
+def recall(tables: Tables, checks: Checks, configured: Iterable[Service]) -> dict[Key, Wish]:
+    """What a predecessor knew of each backend: drained, its weight; and, for `checks`, failing."""
+    wishes: dict[Key, Wish] = {}
+    services = {s.name: s for s in configured}
+    starts = checks.starts.read()
+    for name, place in tables.placed.items():
+        service = name.rpartition("/")[0]
+        for endpoint, i in place.backends.items():
+            flags = int(tables.backends["flags"][i])
+            key = service, endpoint
+            weight = int(tables.backends["weight"][i])
+            if flags & tables.flag.drained or weight:
+                wishes[key] = Wish(bool(flags & tables.flag.drained), weight)
+            if service in services:
+                up = bool(flags & tables.flag.up)
+                checks.recall(services[service], endpoint, up, starts.get(key))
+    return wishes

@@ -93,7 +93,7 @@ enum scope {
  * is the line that its hash names; it stands there or in one of the `reach` lines after it.
  *
  * The shortcut saves a packet the look into map svc, one cache miss of five: where the slots are, and
- * in which mode, of a service in a mode of direct server return without flags. It names its
+ * in which mode, of a service in a mode of direct server return without flags of packets. It names its
  * service, for it is not read together with the key. Zero sends a packet the longer way. */
 #define SVC_LINE_ENTRIES    2
 #define SVC_REACH_MAX	    15
@@ -132,6 +132,7 @@ enum svc_flag {
 	SVC_SOURCES = 4,     /* only some clients are served */
 	SVC_RATE = 8,	     /* new connections of a client network are limited */
 	SVC_QUIC = 16,	     /* connection ids name their backends */
+	SVC_NO_SOCKETS = 32, /* sockets see its VIPs; packets never look at this one */
 };
 
 /* With SVC_HASH_CLIENT these bits of a flow's hash are the flow's own, so that a client's flows
@@ -753,7 +754,61 @@ enum sock_reason {
 	SOCK_REFUSED_NO_BACKEND,
 	SOCK_REFUSED_SOURCE,	  /* the service does not serve this client */
 	SOCK_REFUSED_NO_MEMORY,	  /* its answers could not be translated back */
+	SOCK_PASS_CGROUP,	  /* of a process in an excluded control group */
+	SOCK_PASS_SERVICE,	  /* the service has `sockets: off` */
+	SOCK_PASS_BIND,		  /* a bind() that takes nothing of ours */
+	SOCK_REFUSED_NODE_PORT,	  /* a bind() to the port of a service on this node's addresses */
 	SOCK_REASONS,
+};
+
+/* A control group below which sockets see VIPs. Ids are the kernel's, of version 2. */
+struct cgroup_key {	 /* map sock_excluded, key */
+	__u64 id;
+};
+
+struct cgroup_val {	 /* map sock_excluded, value */
+	__u64 excluded;
+};
+
+#define CGROUP_LEVELS 32 /* below the root; deeper ones are not told apart from their ancestors */
+
+/* Ports that services have on addresses of this node, whichever these are: four sets of 1,024
+ * words, of IPv4's TCP and UDP, and of IPv6's. Which address has them stands in map services. */
+struct node_ports_val {	 /* map sock_node_ports; mmap-ed */
+	__u64 bits;
+};
+
+struct bind_refused {	 /* ring sock_refused; read once a second, and what it has no room for is
+			  * counted alone */
+	__u8   addr[16]; /* IPv6, or IPv4-mapped; zero: every one */
+	__u64  cgroup;
+	__be16 port;
+	__u8   proto;
+	__u8   pad;
+	__u32  pid;
+	char   comm[16];
+};
+
+/* A socket that has something in a VIP's place, as the iterators tell it. */
+struct sock_row {
+	__u64  netns;	 /* the namespace's cookie */
+	__u64  cgroup;	 /* id of the socket's control group */
+	__u64  inode;	 /* as in /proc/PID/fd; 0: no process has it any more */
+	__u64  seen_ns;	 /* as in struct sock_flow, likewise the rest of these */
+	__u8   vip[16];
+	__u8   addr[16];
+	__u8   own[16];	 /* its own address; IPv6, or IPv4-mapped */
+	__be16 vip_port;
+	__be16 port;
+	__u16  own_port; /* host order */
+	__u8   proto;
+	__u8   state;	 /* the kernel's TCP_*, of UDP too */
+	__u32  backend;
+	__u32  netns_inum;
+	__u32  uid;
+	__u8   ipv6;	 /* the socket's family */
+	__u8   connected; /* 0: of one of those that it sent to */
+	__u16  pad;
 };
 
 /* What a socket has in a VIP's place. Kept with the socket (map sock_peers, if it is connected;
@@ -814,6 +869,7 @@ struct sock_answer {
 struct sock_try {	 /* the syscall program's context */
 	struct sock_ask ask;
 	struct sock_answer answer;
+	__u64 cgroups[CGROUP_LEVELS]; /* of the process, from the outermost; then zeros */
 };
 
 /* Constants of the loaded socket programs. */
@@ -822,7 +878,124 @@ struct sock_config {
 	__u32 services_mask; /* lines of map services, less one */
 	__u32 all;	     /* 1: sockets of every namespace; 0: of `netns` alone */
 	__u32 check_mark;    /* as in struct check_config */
+	__u32 mptcp;	     /* 1: the kernel has Multipath TCP */
+	__u32 excludes;	     /* 1: map sock_excluded may have something */
+	__u32 pad0;
+};
+
+/* Constants of the programs that look for stale sockets. */
+struct stale_config {
+	__u8 tcp; /* 1: of TCP as well as of UDP */
+	__u8 pad0[7];
+};
+
+/* A connected socket that was given a backend which has gone, as those programs tell of it. */
+struct stale_socket {
+	__u64  cookie;	  /* 0 = it has none yet */
+	__u8   saddr[16]; /* its own address: IPv6, or IPv4-mapped */
+	__u8   daddr[16]; /* the backend's */
+	__be16 sport;
+	__be16 dport;
+	__u32  netns;	  /* the namespace's inode */
+	__u32  ifindex;	  /* what it is bound to; 0 = nothing */
+	__u8   family;	  /* AF_INET or AF_INET6 */
+	__u8   proto;	  /* IPPROTO_* */
+	__u16  pad0;
+};
+
+/* Streams: TCP between two sockets of this node, whose bytes may pass TCP by. One end is the
+ * client's, which connected by way of a VIP; sockops/stream.bpf.c. */
+
+/* What became of connections and messages: index of map stream_events. The prefix is the class:
+ * LEFT_ (never both ends in the map), REDIRECTED, TCP (a message), TO_TCP_ (a connection, from then
+ * on and for ever), GONE (an end), REFUSED_ (a call). */
+enum stream_event {
+	STREAM_NONE,		  /* of struct stream_val.why: not left to TCP */
+	STREAM_PAIRED,		  /* both ends are in the map */
+	STREAM_LEFT_REMOTE,	  /* the backend is not on this node */
+	STREAM_LEFT_OPTION,	  /* an end has an option that redirected bytes would not heed */
+	STREAM_LEFT_FULL,	  /* no room in a map, or another program has the socket */
+	STREAM_LEFT_MISMATCH,	  /* another connection has the same addresses and ports */
+	STREAM_REDIRECTED,
+	STREAM_TCP,		  /* of a connection that was left to TCP before */
+	STREAM_TO_TCP_EARLY,	  /* bytes had gone by TCP before both ends were in the map */
+	STREAM_TO_TCP_BUDGET,	  /* as much was sent as may lie unread */
+	STREAM_TO_TCP_OPTION,	  /* an end was given an option that redirected bytes would not heed */
+	STREAM_TO_TCP_PRESSURE,	  /* the kernel is short of memory for TCP */
+	STREAM_TO_TCP_OPTED_OUT,  /* its service is not redirected any more */
+	STREAM_TO_TCP_ENDED,	  /* the other end is closed, or its record made room */
+	STREAM_GONE,		  /* an end that was left to TCP is out of the map again */
+	STREAM_REFUSED_ZEROCOPY,  /* SO_ZEROCOPY of a socket in the map: its sends would not complete */
+	STREAM_EVENTS,
+};
+
+struct stream_count {	 /* map stream_events: per processor */
+	__u64 times;
+	__u64 bytes;	 /* of messages */
+};
+
+/* A connection being opened: how its server's end, on this node, is found to be its. */
+struct stream_dial_key { /* map stream_dials, key */
+	__u8  client[16]; /* IPv6, or IPv4-mapped */
+	__u8  server[16];
+	__u64 netns;	  /* of addresses that every namespace has; else 0 */
+	__u16 client_port;
+	__u16 server_port;
 	__u32 pad;
+};
+
+struct stream_dial_val { /* map stream_dials, value */
+	__u64 pair;
+	__u32 heard;	 /* 1: its SYN has come to a listener of this node */
+	__u32 pad;
+};
+
+enum stream_side { STREAM_CLIENT, STREAM_SERVER };
+
+struct stream_end_key {	 /* map sock_ends, key; the value is the socket */
+	__u64 pair;	 /* the cookie of the client's socket */
+	__u32 side;	 /* enum stream_side */
+	__u32 pad;
+};
+
+/* What an end sent since the other was seen to have read all. */
+struct stream_sent {
+	__u32 messages;
+	__u32 bytes;
+};
+
+struct stream_pair {	 /* map stream_pairs, by the cookie of the client's socket */
+	struct stream_sent sent[2]; /* by enum stream_side */
+	__u32 client_isn; /* both ends know both: they are one connection's */
+	__u32 server_isn;
+	__u32 ready;	 /* 1: both ends are in the map */
+	__u32 why;	 /* an event TO_TCP_ or LEFT_: TCP for ever; 0 = may be redirected */
+	__u32 quiet[2];	 /* by side, 1: TCP for ever, and no message of that end is under way */
+	__u32 svc;
+	__u32 pad;
+};
+
+struct stream_val {	 /* map sock_streams: kept with each end */
+	__u64 pair;
+	__u64 messages;	 /* that it sent and that were redirected */
+	__u64 bytes;
+	__u32 svc;
+	__u32 side;	 /* enum stream_side */
+	__u32 first_out; /* sequence number of its first byte, */
+	__u32 first_in;	 /* and of the other end's; these bytes have not gone by TCP */
+	__u32 why;	 /* enum stream_event: why it is on TCP for ever; 0 = it is not */
+	__u32 gone;	 /* 1: out of map sock_ends again */
+};
+
+struct stream_optin {	 /* map stream_optins, by service id */
+	__u32 redirect;
+	__u32 pad;
+};
+
+/* Constants of the loaded programs of streams. */
+struct stream_config {
+	__u32 messages;	 /* how many may lie unread, */
+	__u32 bytes;	 /* and how many bytes of them */
 };
 
 #endif

@@ -15,8 +15,10 @@ from shunt.cli import render
 from shunt.cli.frames import PROTOCOLS, TCP_FLAGS, address_port, captured, make
 from shunt.cli.options import Command, Options
 from shunt.cli.render import endpoint
+from shunt.cli.sockets import explain_call
 
 Json = dict[str, Any]
+CALLS = ("connect", "sendto")
 # A request takes 64 KiB.
 BATCH_BYTES, BATCH = 40_000, 200
 
@@ -30,7 +32,9 @@ def _flags(_ctx: click.Context, _param: click.Parameter, text: str) -> list[str]
 
 
 @click.command(cls=Command)
-@click.option("--from", "source", metavar="ADDR:PORT", help="Who sends it.")
+@click.option(
+    "--from", "source", metavar="ADDR:PORT|socket", help="Who sends it; or a process's call."
+)
 @click.option("--to", "destination", metavar="ADDR:PORT", help="To whom.")
 @click.option("--proto", type=click.Choice(PROTOCOLS), default="tcp", show_default=True)
 @click.option("--flags", default="syn", show_default=True, callback=_flags, help="Of TCP: syn,ack")
@@ -38,6 +42,12 @@ def _flags(_ctx: click.Context, _param: click.Parameter, text: str) -> list[str]
 @click.option("--on", "interface", help="Where it comes in.  [default: the first configured]")
 @click.option("--leaving", is_flag=True, help="On its way out there instead, which TC sees.")
 @click.option("--pcap", type=click.Path(path_type=Path), help="Each packet of a capture instead.")
+@click.option(
+    "--call", type=click.Choice(CALLS), default="connect", show_default=True, help="Of a socket."
+)
+@click.option("--bound", metavar="ADDR", help="The address that the socket is bound to.")
+@click.option("--cgroup", metavar="PATH", help="The control group of the socket's process.")
+@click.option("--netns", type=int, metavar="COOKIE", help="Its network namespace: `socket list`.")
 @click.option("-v", "--verbose", is_flag=True, help="With --pcap: the steps too.")
 @click.pass_obj
 def explain(
@@ -50,6 +60,10 @@ def explain(
     interface: str | None,
     leaving: bool,
     pcap: Path | None,
+    call: str,
+    bound: str | None,
+    cgroup: str | None,
+    netns: int | None,
     verbose: bool,
 ) -> None:
     """What would become of a packet, and why, step by step.
@@ -57,7 +71,15 @@ def explain(
     The balancer's own program runs on the tables in force. Nothing is sent, counted or changed:
     each packet is explained as if it were the next to come. With --proto icmp, an echo request
     between addresses without ports; with --proto sctp an INIT, or DATA if there is a payload.
+
+    With --from socket: what a call of a process on this host gets in a VIP's place.
     """
+    if source == "socket":
+        of = {"source": bound, "cgroup": cgroup, "netns": netns}
+        _explain_call(options, destination, proto, call, of)
+        return
+    if call != "connect" or bound or cgroup or netns is not None:
+        raise click.UsageError("--call, --bound, --cgroup and --netns go with --from socket")
     where: Json = {"leaving": True} if leaving else {}
     if interface is not None:
         where["interface"] = interface
@@ -76,6 +98,16 @@ def explain(
         return
     print(f"{packet(found)}, {'out' if leaving else 'in'} by {found['interface']}")
     _print_steps(found)
+
+
+def _explain_call(
+    options: Options, destination: str | None, proto: str, call: str, of: Json
+) -> None:
+    if destination is None or proto not in ("tcp", "udp"):
+        raise click.UsageError("--from socket goes with --to ADDR:PORT, and with TCP or UDP")
+    vip, port = address_port(destination, True)
+    body: Json = {"vip": str(vip), "port": port, "protocol": proto, "call": call}
+    explain_call(options, body | {key: value for key, value in of.items() if value is not None})
 
 
 def _asked(options: Options, frames: Iterable[bytes], where: Json) -> Iterator[Json]:

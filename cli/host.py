@@ -150,11 +150,17 @@ def cleanup(options: Options, bpffs: Path, yes: bool) -> None:
 
 def _remove_pins(bpffs: Path) -> list[str]:
     from shunt.sockops import attach as sockets
+    from shunt.sockops import streams
     from shunt.tc import attach as tc
     from shunt.xdp import attach
     from shunt.xdp import decap as program
 
-    removed = [*sockets.cleanup(bpffs), *tc.cleanup(bpffs), *program.cleanup(bpffs)]
+    removed = [
+        *streams.cleanup(bpffs),
+        *sockets.cleanup(bpffs),
+        *tc.cleanup(bpffs),
+        *program.cleanup(bpffs),
+    ]
     return [*removed, *attach.cleanup(bpffs)]
 
 

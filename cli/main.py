@@ -32,6 +32,7 @@ from shunt.cli import (
     pool,
     program,
     service,
+    sockets,
     status,
     top,
 )
@@ -76,6 +77,7 @@ for command in (
     pool.pool,
     flow.flow,
     flow.nat,
+    sockets.socket,
     explain.explain,
     monitor.monitor,
     metrics.metrics,

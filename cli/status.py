@@ -55,6 +55,13 @@ def _show(shown: Json) -> None:
         print()
         calls = [(render.label(n), number(times)) for n, times in shown["sockets"]["calls"].items()]
         render.print_table(("SOCKETS", "CALLS"), calls, right=("CALLS",))
+    if shown["sockets"]["streams"]["events"]:
+        print()
+        streams = [
+            (render.label(n), number(times))
+            for n, times in shown["sockets"]["streams"]["events"].items()
+        ]
+        render.print_table(("STREAMS", "TIMES"), streams, right=("TIMES",))
     _show_losses(shown["losses"])
     _show_problems(shown)
 
@@ -80,6 +87,14 @@ def _lines(shown: Json) -> Iterator[tuple[str, str]]:
     for interface in shown["interfaces"]:
         yield f"interface {interface['name']}", _attached(interface)
     yield "sockets", _covered(shown["sockets"])
+    if closed := _closed(shown["sockets"]["closing"]):
+        yield "", closed
+    for left_out in _not_covered(shown["sockets"]):
+        yield "", left_out
+    if (streams := shown["sockets"]["streams"])["attached"]:
+        went = f"{number(streams['tcp'])} back on TCP" if streams["tcp"] else "none back on TCP"
+        past = render.size(streams["bytes"])
+        yield "streams", f"{number(streams['redirected'])} redirected, {went}; {past} past TCP"
     yield "services", number(shown["services"])
     yield "backends", ", ".join(f"{number(n)} {state}" for state, n in shown["backends"].items())
     slots = shown["slots"]
@@ -129,7 +144,29 @@ def _covered(sockets: Json) -> str:
     if not sockets["attached"]:
         return "the programs are NOT ATTACHED"
     whose = {"host": "of this network namespace", "all": "of all network namespaces"}
-    return f"{whose[sockets['scope']]}, {sockets['cgroup']}"
+    part = "" if sockets["whole"] else " (a container's part of the hierarchy)"
+    return f"{whose[sockets['scope']]}, {sockets['cgroup']}{part}"
+
+
+def _not_covered(sockets: Json) -> Iterator[str]:
+    if sockets["scope"] == "off" or not sockets["attached"]:
+        return
+    groups = [
+        each["cgroup"] + ("" if each["there"] else " (not there)")
+        for each in sockets["excluded_cgroups"]
+    ]
+    if groups:
+        yield f"not those of {', '.join(groups)}"
+    if sockets["excluded_services"]:
+        yield f"not to {', '.join(sockets['excluded_services'])}"
+    if sockets["node_ports"] == "share":
+        yield "node ports may be bound by others"
+
+
+def _closed(closing: Json) -> str:
+    counts = [f"{number(closing[p])} {p.upper()}" for p in ("udp", "tcp") if closing[p]]
+    left = f"; {number(closing['left'])} cannot be closed" if closing["left"] else ""
+    return f"closed after backends went: {', '.join(counts) or 0}{left}" if counts or left else ""
 
 
 def _show_problems(shown: Json) -> None:

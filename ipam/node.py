@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Frontend, IPAddress, IPNetwork, Service
+from shunt.lb.model import Frontend, IPAddress, IPNetwork, Port, Protocol, Service
 
 
 def covers(network: IPNetwork, address: IPAddress) -> bool:
@@ -50,6 +50,17 @@ def _resolve(service: Service, own: Iterable[IPAddress], named: set[Frontend]) -
     all_of_them = (Frontend(vip, p.port, p.protocol) for vip, p in product(asked, service.ports))
     yields = frozenset(frontend for frontend in all_of_them if frontend in named)
     return replace(service, vips=(*service.vips, *asked), yields=yields)
+
+
+def node_ports(services: Iterable[Service]) -> set[tuple[int, Port]]:
+    """What resolved services have on this host's addresses, by IP version; not SCTP's."""
+    return {
+        (f.vip.version, Port(f.port, f.protocol))
+        for service in services
+        if service.node
+        for f in service.frontends()
+        if f.protocol is not Protocol.SCTP and any(covers(n, f.vip) for n in service.node)
+    }
 
 
 def trouble(service: Service) -> ShuntError | None:

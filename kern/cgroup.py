@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 from shunt.kern.mounts import Mount, mounts
 from shunt.lb.errors import ShuntError
 
 MOUNTINFO = Path("/proc/self/mountinfo")
+WHOLE = 1  # the identity of the hierarchy's root
 
 
 def root(mountinfo: Path = MOUNTINFO) -> Path:
@@ -43,3 +46,24 @@ def hides(later: Mount, earlier: Mount) -> bool:
 def identity(cgroup: Path) -> int:
     """The kernel's id of a control group."""
     return cgroup.stat().st_ino
+
+
+def paths(root: Path) -> dict[int, str]:
+    """Every control group below a root, as its path from there, by the kernel's id."""
+    found = {identity(root): "/"}
+    for place, groups, _ in os.walk(root):
+        for group in groups:
+            path = Path(place, group)
+            with contextlib.suppress(OSError):  # it has gone
+                found[identity(path)] = f"/{path.relative_to(root)}"
+    return found
+
+
+def line(root: Path, path: str) -> list[int]:
+    """The ids of a control group and of those above it, but for the root; the outermost first.
+
+    Raises: OSError if there is no such group.
+    """
+    at = root / path.lstrip("/")
+    above = [at, *at.parents]
+    return [identity(each) for each in reversed(above[: above.index(root)])]

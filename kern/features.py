@@ -16,12 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shunt.kern import cgroup, libbpf, netdev
-from shunt.kern.mounts import mounts
+from shunt.kern import cgroup, libbpf, netdev, sock_diag
+from shunt.kern.bpffs import BPFFS, kind_of, mount_point
 from shunt.lb.errors import ShuntError
 
 KERNEL_MIN = (6, 1)
-BPFFS = Path("/sys/fs/bpf")
 MODULES = Path("/lib/modules")
 
 # linux/capability.h
@@ -116,26 +115,15 @@ def btf(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
     )
 
 
-def filesystem_of(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the file system that holds `path`, which need not exist."""
-    path = path.absolute()
-    best, kind = -1, ""
-    for mount in mounts(mountinfo):
-        point = mount.point
-        if (path == point or point in path.parents) and len(point.parts) >= best:
-            best, kind = len(point.parts), mount.kind
-    return kind
-
-
 def bpffs(path: Path = BPFFS, mountinfo: Path = Path("/proc/self/mountinfo")) -> Feature:
-    kind = filesystem_of(path, mountinfo)
+    kind = kind_of(path, mountinfo)
     return Feature(
         "bpffs",
         kind == "bpf",
         needed=False,  # ensure_bpffs mounts it
         why=f"{path} is on a file system of type {kind}",
         what=f"{path} is not on a BPF file system",
-        fix=f"mount -t bpf bpf {_mount_point(path)}",
+        fix=f"mount -t bpf bpf {mount_point(path)}",
     )
 
 
@@ -250,6 +238,59 @@ def socket_hooks(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
     )
 
 
+def mptcp(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+    """Whether sockets of Multipath TCP are to be told from what they are made of."""
+    present = path.is_file() and b"\0mptcp_sock\0" in path.read_bytes()
+    return Feature(
+        "mptcp",
+        present,
+        needed=False,
+        why=f"{path} {'has' if present else 'has no'} struct mptcp_sock",
+        what="no process of this host can use Multipath TCP",
+        fix="nothing is lost by it here; kernels with CONFIG_MPTCP have it (every Debian kernel)",
+    )
+
+
+def sock_destroy(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+    """Whether programs that go through sockets may close them."""
+    present = path.is_file() and b"\0bpf_sock_destroy\0" in path.read_bytes()
+    return Feature(
+        "sock_destroy",
+        present,
+        needed=False,
+        why=f"{path} {'lists' if present else 'does not list'} bpf_sock_destroy",
+        what="connections to backends that have gone are closed by socket diagnostics",
+        fix="nothing is lost by it; Linux 6.5 and later have it",
+    )
+
+
+def diag_destroy(works: Callable[[], str] = sock_diag.refusal) -> Feature:
+    """Whether sockets can be closed by socket diagnostics, where programs cannot."""
+    refusal = works()
+    return Feature(
+        "diag_destroy",
+        not refusal,
+        needed=False,
+        why=refusal or "socket diagnostics closed a socket that was made for it",
+        what="socket diagnostics cannot close connections to backends that have gone",
+        fix="nothing, if there is sock_destroy; else boot a kernel with CONFIG_INET_DIAG_DESTROY"
+        " (every Debian kernel has it), or set `sockets: {close: off}`",
+    )
+
+
+def socket_maps(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+    """Whether sockets can be put into maps, and messages redirected from one to another."""
+    present = path.is_file() and b"\0sk_psock\0" in path.read_bytes()
+    return Feature(
+        "socket_maps",
+        present,
+        needed=False,
+        why=f"{path} {'has' if present else 'has no'} struct sk_psock",
+        what="streams between sockets of this host cannot be redirected (`redirect: on`)",
+        fix="boot a kernel with CONFIG_NET_SOCK_MSG (every Debian kernel has it)",
+    )
+
+
 def tcx(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
     present = path.is_file() and b"\0tcx_link\0" in path.read_bytes()
     return Feature(
@@ -298,6 +339,10 @@ PROBES: tuple[Callable[[], Feature], ...] = (
     xdp_tracepoints,
     cgroup2,
     socket_hooks,
+    mptcp,
+    sock_destroy,
+    diag_destroy,
+    socket_maps,
     tcx,
     ipip,
     vlan,
@@ -318,44 +363,3 @@ def check_host() -> None:
         feature = probe()
         if feature.needed and not feature.present:
             raise feature.error()
-
-
-def ensure_bpffs(path: Path) -> bool:
-    """Make the directory `path` on a BPF file system, mounting one if there is none.
-
-    True if it was mounted. Raises: ShuntError; nothing is mounted then.
-    """
-    mounted = False
-    if filesystem_of(path) != "bpf":
-        point = _mount_point(path)
-        try:
-            point.mkdir(parents=True, exist_ok=True)
-            _mount(point)
-        except OSError as error:
-            raise ShuntError(
-                f"no BPF file system at {point}, and none can be mounted",
-                why=f"{error.strerror}: pins need one",
-                fix=f"mount -t bpf bpf {point} (as root; systemd does it at boot)",
-            ) from error
-        mounted = True
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShuntError(
-            f"cannot make the directory {path} for pins",
-            why=str(error.strerror),
-            fix="run as root; a BPF file system takes no name with a dot",
-        ) from error
-    return mounted
-
-
-def _mount_point(path: Path) -> Path:
-    return BPFFS if path == BPFFS or BPFFS in path.parents else path
-
-
-def _mount(point: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    ms_nosuid_nodev_noexec = 2 | 4 | 8
-    if libc.mount(b"bpf", os.fsencode(point), b"bpf", ms_nosuid_nodev_noexec, b"mode=0700") != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

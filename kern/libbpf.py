@@ -18,9 +18,10 @@ SampleFn = c.CFUNCTYPE(INT, P, P, Z)
 
 # bpf_cmd-independent constants of <linux/bpf.h>, which has no Python face.
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
-BPF_XDP, BPF_TCX_INGRESS, BPF_TCX_EGRESS = 37, 46, 47
+BPF_TRACE_ITER, BPF_XDP, BPF_TCX_INGRESS, BPF_TCX_EGRESS = 28, 37, 46, 47
 MAP_HASH, MAP_ARRAY, MAP_PROG_ARRAY, MAP_PERCPU_ARRAY = 1, 2, 3, 6
-MAP_LRU_HASH, MAP_LPM_TRIE, MAP_RINGBUF = 9, 11, 27
+MAP_LRU_HASH, MAP_LPM_TRIE, MAP_SOCKHASH, MAP_RINGBUF = 9, 11, 18, 27
+BPF_SK_MSG_VERDICT = 7
 PROG_TYPE_XDP = 6
 BPF_F_MMAPABLE = 1 << 10
 BPF_TC_INGRESS, BPF_TC_EGRESS, BPF_TC_F_REPLACE = 1, 2, 1
@@ -36,7 +37,7 @@ class BatchOpts(c.Structure):
 
 
 class LinkCreateOpts(c.Structure):
-    """struct bpf_link_create_opts, up to the part that XDP and TCX use"""
+    """struct bpf_link_create_opts, up to the part that XDP, TCX and iterators use"""
 
     _fields_ = (
         ("sz", Z),
@@ -182,7 +183,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_map_lookup_batch": (INT, INT, P, P, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
     "bpf_map_update_batch": (INT, INT, P, P, c.POINTER(U), c.POINTER(BatchOpts)),
     "bpf_map_delete_batch": (INT, INT, P, c.POINTER(U), c.POINTER(BatchOpts)),
+    "bpf_prog_attach": (INT, INT, INT, INT, U),
     "bpf_link_create": (INT, INT, INT, INT, c.POINTER(LinkCreateOpts)),
+    "bpf_iter_create": (INT, INT),
     "bpf_link_update": (INT, INT, INT, P),
     "bpf_link_detach": (INT, INT),
     "bpf_xdp_query": (INT, INT, INT, c.POINTER(XdpQueryOpts)),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shunt.kern import libbpf
-from shunt.kern.objects import open_pin
+from shunt.kern.objects import open_pin, pin
 from shunt.lb.errors import ShuntError
 
 # A page, less XDP's headroom, the Ethernet header, and what the kernel keeps at a buffer's end
@@ -172,3 +172,46 @@ def cgroup_info(link_fd: int) -> tuple[int, int]:
     raw = libbpf.CgroupLinkInfo()
     libbpf.info_by_fd(link_fd, raw)
     return int(raw.cgroup_id), int(raw.prog_id)
+
+
+def attach_cgroup_pin(prog_fd: int, cgroup: Path, attach_type: int, path: Path) -> None:
+    """The same to a directory, pinned.
+
+    Raises: OSError. Nothing is attached then.
+    """
+    cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = attach_cgroup(prog_fd, cgroup_fd, attach_type)
+    finally:
+        os.close(cgroup_fd)
+    try:
+        pin(fd, path)
+    finally:
+        os.close(fd)
+
+
+def swap_cgroup(path: Path, prog_fd: int, home: int) -> bool:
+    """Swap the program of the link that is pinned there; False if there is none of this cgroup.
+
+    Raises: OSError.
+    """
+    try:
+        fd = open_pin(path)
+    except FileNotFoundError:
+        return False
+    try:
+        if cgroup_info(fd)[0] == home:
+            update(fd, prog_fd)
+            return True
+    finally:
+        os.close(fd)
+    detach_pin(path)
+    return False
+
+
+def attach_verdict(prog_fd: int, map_fd: int) -> None:
+    """Judge the messages of sockets that enter a map of sockets from now on.
+
+    Raises: OSError.
+    """
+    libbpf.call("bpf_prog_attach", prog_fd, map_fd, libbpf.BPF_SK_MSG_VERDICT, 0)

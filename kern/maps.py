@@ -226,6 +226,25 @@ class Map:
         )
 
 
+def empty(path: Path) -> None:
+    """Delete all elements of a pinned hash, if there is one; its layout need not be known."""
+    try:
+        fd = libbpf.call("bpf_obj_get", os.fsencode(path))
+    except OSError:
+        return
+    try:
+        info = libbpf.MapInfo()
+        libbpf.info_by_fd(fd, info)
+        key = np.zeros(info.key_size, np.uint8)
+        while True:
+            libbpf.call("bpf_map_get_next_key", fd, None, key.ctypes.data)
+            libbpf.call("bpf_map_delete_elem", fd, key.ctypes.data)
+    except FileNotFoundError:
+        pass  # there is none left
+    finally:
+        os.close(fd)
+
+
 def memory_bytes(fd: int) -> int:
     """What the kernel takes for a map, as far as it tells."""
     for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
@@ -250,6 +269,9 @@ def spec_of_fd(fd: int, like: MapSpec | None = None) -> MapSpec:
     if info.type in (libbpf.MAP_RINGBUF, libbpf.MAP_PROG_ARRAY):
         nothing = np.dtype([])
         return MapSpec(name, info.type, nothing, nothing, info.max_entries, info.map_flags)
+    if info.type == libbpf.MAP_SOCKHASH and like is not None:  # libbpf gives it no BTF
+        key, value = _sized(info.key_size, like.key), _sized(info.value_size, like.value)
+        return MapSpec(name, info.type, key, value, info.max_entries, info.map_flags)
     if not info.btf_id:
         raise ShuntError(
             f"map {name} carries no type information",

@@ -26,6 +26,7 @@ _TYPE_NAMES = {
     6: "percpu_array",
     9: "lru_hash",
     11: "lpm_trie",
+    18: "sockhash",
     24: "sk_storage",
     27: "ringbuf",
 }
@@ -95,12 +96,18 @@ class Object:
             return self._reused[name]
         lib, h = libbpf.lib(), self._handles[name]
         key_id, value_id = lib.bpf_map__btf_key_type_id(h), lib.bpf_map__btf_value_type_id(h)
-        nothing = np.dtype([])
+        kind, nothing = lib.bpf_map__type(h), np.dtype([])
+        sizes = lib.bpf_map__key_size(h), lib.bpf_map__value_size(h)
+        if kind == libbpf.MAP_SOCKHASH:  # libbpf forgets its types
+            key, value = (np.dtype(f"V{size}") for size in sizes)
+        else:
+            key = self._layout(key_id, sizes[0]) if key_id else nothing
+            value = self._layout(value_id, sizes[1]) if value_id else nothing
         return MapSpec(
             name,
-            lib.bpf_map__type(h),
-            self._layout(key_id, lib.bpf_map__key_size(h)) if key_id else nothing,
-            self._layout(value_id, lib.bpf_map__value_size(h)) if value_id else nothing,
+            kind,
+            key,
+            value,
             lib.bpf_map__max_entries(h),
             lib.bpf_map__map_flags(h),
         )

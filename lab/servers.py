@@ -70,7 +70,7 @@ class Servers:
         echo = [sys.executable, "-m", "shunt.lab.echo", self.host.role, str(ECHO_PORT)]
         self.processes = [self.host.namespace.start(argv, log) for argv in (nginx, echo)]
 
-    def wait_ready(self, timeout_s: float = 10.0) -> None:
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Raises: ShuntError with the log's end if a server ended or does not answer in time."""
         deadline = time.monotonic() + timeout_s
         for port in (HTTP_PORT, ECHO_PORT):

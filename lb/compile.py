@@ -70,6 +70,7 @@ class Options(Struct, frozen=True, gc=False):
     sources: tuple[SourceRule, ...] = ()
     rate: RateLimit | None = None
     quic: Quic | None = None
+    sockets: bool = True
 
 
 NO_OPTIONS = Options()  # as almost every service has them: one for all
@@ -148,6 +149,7 @@ def compile_target(
         service.sources,
         None if udp else service.rate,
         quic,
+        service.sockets,
     )
     return Target(
         name=name,

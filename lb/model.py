@@ -170,6 +170,8 @@ class Service:
     sources: tuple[SourceRule, ...] = ()  # none: everybody is served
     rate: RateLimit | None = None
     quic: Quic | None = None  # of its UDP ports
+    sockets: bool = True  # whether sockets of this host are translated; else they see the VIPs
+    redirect: bool = False  # streams between sockets of this node may pass TCP by
     echo: bool | None = None  # VIPs answer echo requests while a backend lives; None: as the node
     node: tuple[IPNetwork, ...] = ()
     yields: frozenset[Frontend] = frozenset()  # to services that name these addresses themselves
@@ -239,6 +241,10 @@ class Settings:
     echo: bool = True  # what holds for services that do not say
     # Whose connections to VIPs are translated at the socket: this network namespace's, or all's.
     sockets: Literal["host", "all", "off"] = "host"
+    # Which of those connections are closed when their backend has gone.
+    sockets_close: Literal["udp", "all", "off"] = "udp"
+    sockets_exclude: tuple[str, ...] = ()  # control groups, as paths below the hierarchy's root
+    node_ports: Literal["reserve", "share"] = "reserve"  # whether binds to them are refused
     inserts_per_s: int = 50000
     answers_per_s: int = 1000
     samples_per_s: int = 100

@@ -18,7 +18,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -64,10 +64,13 @@ class Fleet:
         *,
         by_tc: bool = False,  # mode local, without XDP
         by_peers: bool = False,  # straight to the other ends of veth devices
+        by_sockets: bool = False,  # mode local, without XDP, for processes in `here`
+        service_lines: Sequence[str] = (),  # what each service has besides
     ) -> None:
         self.here, self.directory = here, directory
         self.services, self.backends = services, backends
-        self.by_tc, self.by_peers = by_tc, by_peers
+        self.by_tc, self.by_peers = by_tc or by_sockets, by_peers
+        self.by_sockets, self.service_lines = by_sockets, service_lines
         self.bpffs = BPFFS / here.name
         self.folder = directory / "services.d"
         self.folder.mkdir()
@@ -86,8 +89,9 @@ class Fleet:
         }
         sizes = {name: -(-n * 11 // 10240) * 1024 for name, n in need.items()}
         limits = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        # What netfilter's tracker has room for by default.
-        rest = f"nat: {2**18 if self.by_tc else 1024}, sources: 1024, rates: 1024"
+        # What netfilter's tracker has room for by default; at the socket nothing is kept.
+        nat = 2**18 if self.by_tc and not self.by_sockets else 1024
+        rest = f"nat: {nat}, sources: 1024, rates: 1024"
         xdp = "xdp: off\n" if self.by_tc else ""
         interfaces = "[eth0, eth1]\nhandover: peer" if self.by_peers else "[eth0]"
         return f"interfaces: {interfaces}\n{xdp}limits: {{{limits}, {rest}}}\n"
@@ -105,6 +109,7 @@ class Fleet:
                 "  ports: [80]",
                 "  health: none",
                 *(["  mode: local"] if self.by_tc else []),
+                *(f"  {line}" for line in self.service_lines),
                 "  backends:",
             ]
             for b in range(self.backends):

@@ -11,8 +11,9 @@ Layout: kube-proxy of Kubernetes 1.33, modes nftables and iptables (ClusterIP se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 PODS = "192.0.2.0/24"
 
@@ -29,6 +30,22 @@ class Published:
 
 def nftables(services: Iterable[Published]) -> str:
     """For `nft -f`."""
+    return _NFT_HEAD + _nftables_of(services)
+
+
+def nftables_in_parts(services: Iterable[Published], size: int) -> Iterator[str]:
+    """The same for several runs of `nft -f`, each with so many services.
+
+    The kernel looks for each anonymous map in the list of all that a transaction does: 100,000
+    backends in a single one take minutes.
+    """
+    yield _NFT_HEAD
+    left = iter(services)
+    while part := list(islice(left, size)):
+        yield _nftables_of(part)
+
+
+def _nftables_of(services: Iterable[Published]) -> str:
     chains, elements, addresses = [], [], []
     for s in services:
         name = f"service-{s.number:08}-shop/shop-{s.number}/tcp/http"
@@ -51,7 +68,7 @@ def nftables(services: Iterable[Published]) -> str:
         elements.append(f"{s.vip} . tcp . {s.port} : goto {name}")
         addresses.append(s.vip)
     return (
-        _NFT_HEAD
+        "table ip kube-proxy {\n"
         + "\n".join(chains)
         + "\n}\n"
         + f"add element ip kube-proxy cluster-ips {{ {', '.join(addresses)} }}\n"
@@ -111,6 +128,7 @@ chain nat-postrouting { type nat hook postrouting priority srcnat; jump masquera
 chain services {
  ip daddr . meta l4proto . th dport vmap @service-ips
  ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
+}
 }
 """
 

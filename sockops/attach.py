@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from shunt.kern import cgroup, links, namespace
-from shunt.kern.maps import Map
+import numpy as np
+from numpy.typing import NDArray
+
+from shunt.kern import cgroup, features, links, namespace
+from shunt.kern.btf import Btf
+from shunt.kern.maps import Map, spec_of_fd
 from shunt.kern.objects import Object, Program, open_pin, pin
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Settings
@@ -27,7 +31,12 @@ PROGRAMS = (
     *("shunt_recvmsg4", "shunt_recvmsg6", "shunt_peername4", "shunt_peername6"),
     *("shunt_sendmsg4", "shunt_sendmsg6", "shunt_connect4", "shunt_connect6"),
 )
-OWN_MAPS = ("sock_peers", "sock_flows", "sock_clients", "sock_reasons")
+BINDS = ("shunt_bind4", "shunt_bind6")  # unless node ports are shared
+OWN_MAPS = (
+    *("sock_peers", "sock_flows", "sock_clients", "sock_reasons"),
+    *("sock_excluded", "sock_node_ports", "sock_refused"),
+)
+COUNTS = "sock_reasons"
 
 Scope = Literal["host", "all", "off"]
 
@@ -39,12 +48,19 @@ class Sockets:
         self.bpffs, self.path = bpffs, path
         self.scope: Scope = "off"  # what was asked for
         self.cgroup: Path | None = None  # where they are attached
+        self.excluded: dict[str, int] = {}  # control groups, as written, with their ids; 0: absent
+        self.reserves = False  # whether binds are looked at
         self._obj: Object | None = None
 
     @property
     def programs(self) -> list[Program]:
         """Those that are loaded."""
         return list(self._obj.programs.values()) if self._obj else []
+
+    @property
+    def maps(self) -> Mapping[str, Map]:
+        """Those of their own; none while nothing is loaded."""
+        return {name: self._obj.maps[name] for name in OWN_MAPS} if self._obj else {}
 
     def follow(self, settings: Settings, maps: Mapping[str, Map]) -> None:
         """Cover the sockets that the settings name with programs on the balancer's `maps`.
@@ -59,32 +75,61 @@ class Sockets:
             cleanup(self.bpffs)
             return
         root = cgroup.root()
-        obj = _load(self.path, self.bpffs / FOLDER / "maps", maps, settings)
+        wanted = PROGRAMS if settings.node_ports == "share" else (*PROGRAMS, *BINDS)
+        obj = _load(self.path, self.bpffs / FOLDER / "maps", maps, settings, wanted)
         try:
-            self._attach(obj, root)
+            excluded = _exclude(obj.maps["sock_excluded"], root, settings.sockets_exclude)
+            self._attach(obj, root, wanted)
         except BaseException:
             obj.close()
             raise
         self.close()
-        self._obj, self.cgroup = obj, root
+        self._obj, self.cgroup, self.excluded = obj, root, excluded
+        self.reserves = wanted != PROGRAMS
+        if not self.reserves:
+            for name in BINDS:
+                links.detach_pin(self.bpffs / FOLDER / "links" / name)
 
-    def _attach(self, obj: Object, root: Path) -> None:
+    def look_at_groups(self) -> None:
+        """Find the excluded control groups again: some may have come or gone."""
+        if self._obj is not None and self.cgroup is not None and self.excluded:
+            groups = self._obj.maps["sock_excluded"]
+            self.excluded = _exclude(groups, self.cgroup, self.excluded)
+
+    @property
+    def btf(self) -> Btf:
+        """The types of their object. While something is loaded."""
+        assert self._obj is not None
+        return self._obj.btf
+
+    def reserve(self, words: NDArray[np.uint64]) -> None:
+        """Ports that nobody is to bind, as struct node_ports_val of bpf/abi.h has them."""
+        if self._obj is not None:
+            bits = self._obj.maps["sock_node_ports"].mapped()["bits"]
+            for i in np.flatnonzero(bits != words).tolist():
+                bits[i] = words[i]
+
+    def _attach(self, obj: Object, root: Path, wanted: Iterable[str]) -> None:
         pins = self.bpffs / FOLDER / "links"
         pins.mkdir(exist_ok=True)
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         made: list[Path] = []
         try:
-            for name in PROGRAMS:
-                path = pins / name
-                if not _swap(path, obj.programs[name].fd, cgroup.identity(root)):
-                    _attach_one(obj, name, fd, path)
+            for name in wanted:
+                path, program = pins / name, obj.programs[name]
+                if not links.swap_cgroup(path, program.fd, cgroup.identity(root)):
+                    links.attach_cgroup_pin(program.fd, root, obj.attach_type(name), path)
                     made.append(path)
         except OSError as e:
             for path in reversed(made):
                 links.detach_pin(path)
             raise _refused(root, e) from e
-        finally:
-            os.close(fd)
+
+    def covers_host(self) -> bool:
+        """Whether they are attached to the root of all control groups, or to a container's part."""
+        try:
+            return self.cgroup is not None and cgroup.identity(self.cgroup) == cgroup.WHOLE
+        except OSError:
+            return False
 
     def attached(self) -> bool:
         """Whether the kernel has all of them where they belong, now."""
@@ -107,15 +152,20 @@ class Sockets:
         """How often a call ended in which way, by the names of enum sock_reason."""
         if self._obj is None:
             return {}
-        times = self._obj.maps["sock_reasons"].totals()["times"]
+        times = self._obj.maps[COUNTS].totals()["times"]
         known = self._obj.btf.enum("sock_reason", "SOCK_")
         return {reason.name: int(times[reason]) for reason in known if reason < len(times)}
+
+    def peers(self) -> Map | None:
+        """The backends that sockets have in VIPs' places, while the programs are loaded."""
+        return self._obj.maps["sock_peers"] if self._obj else None
 
     def close(self) -> None:
         """Let go of them; what is pinned stays in force."""
         if self._obj is not None:
             self._obj.close()
         self._obj = self.cgroup = None
+        self.excluded, self.reserves = {}, False
 
 
 def share(obj: Object, maps: Mapping[str, Map]) -> None:
@@ -130,22 +180,49 @@ def share(obj: Object, maps: Mapping[str, Map]) -> None:
     obj.variable(".rodata", "config")["services_mask"] = maps["services"].spec.entries - 1
 
 
-def _load(path: Path, pins: Path, maps: Mapping[str, Map], settings: Settings) -> Object:
+def _exclude(groups: Map, root: Path, wanted: Iterable[str]) -> dict[str, int]:
+    """Have the map name these control groups and no others; their ids, 0 for those that are not."""
+    found = {}
+    for path in wanted:
+        try:
+            found[path] = cgroup.identity(root / path.lstrip("/"))
+        except OSError:
+            found[path] = 0
+    there = {int(i) for i in groups.items()[0]["id"]}
+    for i in {*found.values()} - there - {0}:
+        groups.update(_record(groups.new_keys(1), i), _record(groups.new_values(1), 1))
+    for i in there - {*found.values()}:
+        groups.delete(_record(groups.new_keys(1), i))
+    return found
+
+
+def _record(one: NDArray[Any], value: int) -> NDArray[Any]:
+    """A record of one field."""
+    one[one.dtype.names[0]] = value  # type: ignore[index]
+    return one
+
+
+def _load(
+    path: Path,
+    pins: Path,
+    maps: Mapping[str, Map],
+    settings: Settings,
+    programs: Iterable[str],
+) -> Object:
     obj = Object(path)
     try:
         share(obj, maps)
         config = obj.variable(".rodata", "config")
         config["netns"], config["all"] = namespace.cookie(), settings.sockets == "all"
+        config["mptcp"] = features.mptcp().present
         config["check_mark"] = settings.check_mark << BACKEND_BITS
-        obj.keep_programs(*PROGRAMS)
+        config["excludes"] = bool(settings.sockets_exclude)
+        obj.keep_programs(*programs)
         pins.mkdir(parents=True, exist_ok=True)
         there = {name for name in OWN_MAPS if (pins / name).exists()}
-        for name in there:
-            fd = open_pin(pins / name)
-            try:
-                obj.reuse(name, fd, str(pins / name))
-            finally:
-                os.close(fd)
+        for name in [*there]:
+            if not _reuse(obj, name, pins / name):
+                there.remove(name)
         obj.load()
         for name in OWN_MAPS:
             if name not in there:
@@ -156,28 +233,17 @@ def _load(path: Path, pins: Path, maps: Mapping[str, Map], settings: Settings) -
     return obj
 
 
-def _swap(path: Path, prog_fd: int, home: int) -> bool:
-    """Swap the program of the link that is pinned there; False if there is none of this cgroup."""
+def _reuse(obj: Object, name: str, path: Path) -> bool:
+    """Go on with a pinned map. Counts of a version that had other reasons begin anew."""
+    fd = open_pin(path)
     try:
-        fd = open_pin(path)
-    except FileNotFoundError:
-        return False
-    try:
-        if links.cgroup_info(fd)[0] == home:
-            links.update(fd, prog_fd)
-            return True
+        if name == COUNTS and spec_of_fd(fd, obj.spec(name)) != obj.spec(name):
+            path.unlink()
+            return False
+        obj.reuse(name, fd, str(path))
     finally:
         os.close(fd)
-    links.detach_pin(path)
-    return False
-
-
-def _attach_one(obj: Object, name: str, cgroup_fd: int, path: Path) -> None:
-    fd = links.attach_cgroup(obj.programs[name].fd, cgroup_fd, obj.attach_type(name))
-    try:
-        pin(fd, path)
-    finally:
-        os.close(fd)
+    return True
 
 
 def _refused(root: Path, e: OSError) -> ShuntError:
@@ -196,7 +262,7 @@ def cleanup(bpffs: Path) -> list[str]:
     """Detach all of them and remove the pins; says what it removed."""
     removed = []
     directory = bpffs / FOLDER
-    for name in reversed(PROGRAMS):
+    for name in reversed((*PROGRAMS, *BINDS)):
         path = directory / "links" / name
         if path.exists():
             links.detach_pin(path)

@@ -11,9 +11,11 @@
 
 #include "frontend.h"
 
-/* A backend may go between its slot's being read and its own record; others of the service are then
- * found by asking again. Of mixed families half of the slots may be of no use to a socket. */
+/* A backend may go between its slot's being read and its own record, and of mixed families many
+ * slots may be of no use to a socket. Other slots of the service are then drawn; when so many were
+ * of no use, all of the region are looked at in turn, as far as a call may be held up for that. */
 #define SLOT_TRIES 16
+#define SLOTS_SEEN (1 << 16)
 
 #define SEEN_AGAIN_NS 1000000000ULL
 
@@ -43,9 +45,9 @@ static __always_inline struct backend_val *find_backend(__u32 id, __u32 svc, __u
 	return b;
 }
 
-static __always_inline bool fits(const struct backend_val *b, const struct sock_ask *ask)
+static __always_inline bool fits(const struct backend_val *b, __u32 families)
 {
-	return ask->families & (b->flags & BACKEND_IPV6 ? SOCK_IPV6 : SOCK_IPV4);
+	return families & (b->flags & BACKEND_IPV6 ? SOCK_IPV6 : SOCK_IPV4);
 }
 
 /* One that may get a new connection. */
@@ -66,6 +68,7 @@ static __always_inline void take(struct sock_answer *answer, const struct backen
 	answer->port = port_of(b, ask);
 	answer->backend = id;
 	answer->reason = SOCK_TO_BACKEND_CONNECT;
+	step(STEP_BACKEND, id, b->flags);
 }
 
 /* As with packets, a flow follows its backend, also a draining one, until it was silent for long. */
@@ -109,10 +112,11 @@ static __always_inline bool recall_client(struct sock_answer *answer, const stru
 	if ((__s64)(ask->now_ns - when) > (__s64)affinity_ns)
 		return false;
 	b = find_open((__u32)word, key->svc);
-	if (!b || !fits(b, ask) || word >> 32 != client_check(key, b))
+	if (!b || !fits(b, ask->families) || word >> 32 != client_check(key, b))
 		return false;
-	if ((__s64)(ask->now_ns - when) > (__s64)SEEN_AGAIN_NS)
+	if (!DRY_RUN && (__s64)(ask->now_ns - when) > (__s64)SEEN_AGAIN_NS)
 		WRITE_ONCE(seen->seen_ns, ask->now_ns);
+	step(STEP_CLIENT, (__u32)word, 1);
 	take(answer, b, (__u32)word, ask);
 	return true;
 }
@@ -125,10 +129,54 @@ static __always_inline void remember_client(const struct sock_answer *answer,
 	__u32 id = answer->backend;
 	struct backend_val *b = bpf_map_lookup_elem(&backends, &id);
 
-	if (!b)
+	step(STEP_CLIENT, id, 0);
+	if (DRY_RUN || !b)
 		return;
 	val.word = (__u64)client_check(key, b) << 32 | id;
 	bpf_map_update_elem(&sock_clients, key, &val, BPF_ANY);
+}
+
+/* What slots are asked for, and what was found. Scalars alone: 6.1 loses what a pointer points to
+ * when it is kept in a callback's context. */
+struct slot_search {
+	__u32 first, mask; /* the region */
+	__u32 slot;	   /* in it: the one drawn last, where a search in turn begins */
+	__u32 svc;
+	__u32 families;
+	__u32 backend; /* found; 0 = none */
+	__u32 reason;
+};
+
+/* Returns whether others need not be asked. One without an owner tells nothing of them: an agent
+ * that was killed may have written half of them. */
+static __always_inline bool try_slot(struct slot_search *search, __u32 slot)
+{
+	struct slot_val *s;
+	struct backend_val *b;
+	__u32 id;
+
+	slot += search->first;
+	s = bpf_map_lookup_elem(&slots, &slot);
+	if (!s) {
+		search->reason = SOCK_PASS_BAD_TABLE;
+		return true;
+	}
+	step(STEP_SLOT, slot, s->word);
+	id = READ_ONCE(s->word) & SLOT_BACKEND_MASK;
+	b = find_open(id, search->svc);
+	if (!b)
+		return false;
+	if (fits(b, search->families)) {
+		search->backend = id;
+		return true;
+	}
+	search->reason = SOCK_PASS_FAMILY;
+	return false;
+}
+
+static long try_in_turn(__u32 n, struct slot_search *search)
+{
+	return try_slot(search, (search->slot + n) & search->mask);
 }
 
 /* The owner of a slot, beginning at the one that `hash` names. */
@@ -137,29 +185,33 @@ static __always_inline void take_slot(struct sock_answer *answer, const struct s
 {
 	__u64 region = READ_ONCE(service->region);
 	__u32 log2 = region & ((1 << REGION_LOG2_BITS) - 1);
+	struct slot_search search = {
+		.first = region >> REGION_LOG2_BITS,
+		.mask = (1ULL << log2) - 1,
+		.svc = answer->svc,
+		.families = ask->families,
+		.reason = SOCK_REFUSED_NO_BACKEND,
+	};
+	struct backend_val *b;
+	bool over = false;
+	__u32 id;
 
-	answer->reason = SOCK_REFUSED_NO_BACKEND;
-	for (int i = 0; i < SLOT_TRIES; i++) {
-		__u32 slot =
-			(__u32)(region >> REGION_LOG2_BITS) + (__u32)((__u64)hash << log2 >> 32);
-		struct slot_val *s = bpf_map_lookup_elem(&slots, &slot);
-		struct backend_val *b;
-		__u32 id;
-
-		if (!s) {
-			answer->reason = SOCK_PASS_BAD_TABLE;
-			return;
-		}
-		id = READ_ONCE(s->word) & SLOT_BACKEND_MASK;
-		b = find_open(id, answer->svc);
-		if (b && fits(b, ask)) {
-			take(answer, b, id, ask);
-			return;
-		}
-		if (b)
-			answer->reason = SOCK_PASS_FAMILY;
+	for (int i = 0; i < SLOT_TRIES && !over; i++) {
+		search.slot = (__u64)hash << log2 >> 32;
+		step(STEP_HASH, hash, log2);
+		over = try_slot(&search, search.slot);
 		hash = hash * 1664525 + 1013904223; /* Numerical Recipes' generator */
 	}
+	if (!over)
+		bpf_loop(search.mask < SLOTS_SEEN ? search.mask + 1 : SLOTS_SEEN, try_in_turn,
+			 &search, 0);
+	answer->reason = search.reason;
+	id = search.backend;
+	if (!id)
+		return;
+	b = bpf_map_lookup_elem(&backends, &id);
+	if (b)
+		take(answer, b, id, ask);
 }
 
 static __always_inline void choose_of(struct sock_answer *answer, const struct sock_ask *ask,
@@ -185,28 +237,44 @@ static __always_inline void choose_of(struct sock_answer *answer, const struct s
 		remember_client(answer, ask, &key);
 }
 
-/* Fills `answer`, which is zero. Source ranges remain to be looked at. */
-static __always_inline void choose(const struct sock_ask *ask, struct sock_answer *answer,
-				   __u32 services_mask)
+/* The service that has the VIP and port, whose sockets get backends. NULL if none: `answer`, which is
+ * zero, says why. */
+static __always_inline struct svc_val *find_service(const struct sock_ask *ask,
+						    struct sock_answer *answer, __u32 services_mask)
 {
 	struct flow_key key __attribute__((aligned(8))) = {};
-	bool ipv6 = !is_mapped(ask->vip);
+	bool ipv6 = !is_mapped(ask->vip), served;
 	struct svc_val *service;
 	__u64 unused;
 
 	answer->reason = SOCK_PASS_NOT_OURS;
 	__builtin_memcpy(key.daddr, ask->vip, 16);
 	set_ports(&key, 0, ask->port, ask->proto);
-	if (!is_served(&key))
-		return;
+	served = is_served(&key);
+	step(STEP_PORT, served, 0);
+	if (!served)
+		return NULL;
 	answer->svc =
 		look_up_service(&key, ipv6, frontend_hash(&key, ipv6, dport_proto_scope(&key)),
 				services_mask, &unused);
 	if (!answer->svc)
-		return;
+		return NULL;
 	answer->reason = SOCK_PASS_BAD_TABLE;
 	service = bpf_map_lookup_elem(&svc, &answer->svc);
-	if (service && service->mode != MODE_NONE)
+	if (!service || service->mode == MODE_NONE)
+		return NULL;
+	step(STEP_SERVICE, service->mode, service->flags);
+	answer->reason = SOCK_PASS_SERVICE;
+	return service->flags & SVC_NO_SOCKETS ? NULL : service;
+}
+
+/* Fills `answer`, which is zero. Control groups, and source ranges, remain to be looked at. */
+static __always_inline void choose(const struct sock_ask *ask, struct sock_answer *answer,
+				   __u32 services_mask)
+{
+	struct svc_val *service = find_service(ask, answer, services_mask);
+
+	if (service)
 		choose_of(answer, ask, service);
 }
 

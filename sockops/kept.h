@@ -18,6 +18,19 @@
 SOCKET_STORAGE(sock_peers, struct sock_flow);
 SOCKET_STORAGE(sock_flows, struct sock_flows_val);
 
+struct mptcp_sock;
+
+/* Where a connection's VIP is kept. connect() is seen on the one TCP socket that a socket of Multipath
+ * TCP begins with, getpeername() on that socket as a whole. */
+static __always_inline struct sock_flow *new_peer(struct bpf_sock *sk, bool mptcp)
+{
+	struct mptcp_sock *whole = mptcp ? bpf_skc_to_mptcp_sock(sk) : NULL;
+
+	if (whole)
+		return bpf_sk_storage_get(&sock_peers, whole, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	return bpf_sk_storage_get(&sock_peers, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
 static __always_inline struct sock_flow flow_of(const struct sock_ask *ask,
 						const struct sock_answer *answer)
 {
@@ -41,6 +54,23 @@ static __always_inline bool is_from(const struct sock_flow *flow, const __u8 *ad
 static __always_inline bool is_to_vip(const struct sock_flow *flow, const struct sock_ask *ask)
 {
 	return flow->seen_ns && flow->vip_port == ask->port && same_address(flow->vip, ask->vip);
+}
+
+/* What a socket that names an address has for it as its peer. No program is told when a socket is
+ * disconnected: then it goes on as a flow like others, so that what is sent to the backend as itself
+ * is not shown as the VIP's. */
+static __always_inline void recall_peer(struct bpf_sock *sk, struct sock_ask *ask)
+{
+	struct sock_flow *peer = bpf_sk_storage_get(&sock_peers, sk, 0, 0);
+	bool connected = sk->state == BPF_TCP_ESTABLISHED;
+
+	if (peer && is_to_vip(peer, ask)) {
+		ask->kept = *peer;
+		if (connected) /* answers from elsewhere would not be taken */
+			ask->kept.seen_ns = ask->now_ns;
+	}
+	if (peer && !connected)
+		bpf_sk_storage_delete(&sock_peers, sk);
 }
 
 /* The index of the flow to this VIP; if there is none, where a new one may go. Not static: verified

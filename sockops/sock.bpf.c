@@ -10,9 +10,11 @@
 #include <linux/errno.h>
 
 #include "address.h"
+#include "bind.h"
+#include "client.h"
 #include "count.h"
+#include "excluded.h"
 #include "kept.h"
-#include "sources.h"
 
 const volatile struct sock_config config = {};
 
@@ -22,6 +24,7 @@ PERCPU_MAP(sock_reasons, struct event_count, SOCK_REASONS);
 struct {
 	enum sock_reason reason;
 	enum sock_family family;
+	struct bind_refused refused; /* a ring has no value type */
 } sock_types SEC(".data.layout");
 
 enum { REFUSE, ALLOW };
@@ -39,6 +42,9 @@ static __always_inline int leave(__u32 reason)
 		return REFUSE;
 	case SOCK_REFUSED_NO_MEMORY:
 		bpf_set_retval(-ENOBUFS);
+		return REFUSE;
+	case SOCK_REFUSED_NODE_PORT:
+		bpf_set_retval(-EADDRINUSE);
 		return REFUSE;
 	case SOCK_REFUSED_SOURCE:
 		return REFUSE; /* EPERM, as from a packet filter */
@@ -59,30 +65,16 @@ static __always_inline bool is_covered(struct bpf_sock_addr *ctx, struct bpf_soc
 	return (sk->mark & ~SLOT_BACKEND_MASK) != config.check_mark;
 }
 
-/* `own`: the address that the socket is bound to, or zero. */
-static __always_inline __u32 check_source(const struct sock_ask *ask,
-					  const struct sock_answer *answer, __u8 *own)
+/* choose(), unless the process is one that sees VIPs. */
+static __always_inline __u32 decide(const struct sock_ask *ask, struct sock_answer *answer)
 {
-	__u64 *half = (__u64 *)own;
-	struct nexthop_val *hop;
-	struct backend_val *b;
-	__u32 index;
+	struct svc_val *service = find_service(ask, answer, config.services_mask);
 
-	/* Not bound: of this node's own sockets the agent knows the address that they will have. */
-	if (!half[0] && (!half[1] || is_mapped(own)) && !ipv4_of(own)) {
-		index = answer->backend;
-		b = bpf_map_lookup_elem(&backends, &index);
-		if (!b || ask->netns != config.netns)
-			return SOCK_PASS_SOURCE_UNKNOWN;
-		index = b->nexthop;
-		hop = bpf_map_lookup_elem(&nexthops, &index);
-		if (!hop)
-			return SOCK_PASS_SOURCE_UNKNOWN;
-		__builtin_memcpy(own, hop->saddr, 16);
-		if (!half[0] && !half[1])
-			return SOCK_PASS_SOURCE_UNKNOWN;
-	}
-	return source_allowed(own, answer->sources) ? answer->reason : SOCK_REFUSED_SOURCE;
+	if (service && config.excludes && in_excluded_group())
+		answer->reason = SOCK_PASS_CGROUP;
+	else if (service)
+		choose_of(answer, ask, service);
+	return answer->reason;
 }
 
 /* connect() ---------------------------------------------------------------------------------- */
@@ -92,7 +84,6 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool ipv6)
 	struct sock_ask ask = {
 		.proto = ctx->protocol,
 		.port = ctx->user_port,
-		.families = ipv6 ? SOCK_IPV4 | SOCK_IPV6 : SOCK_IPV4,
 	};
 	struct sock_answer answer = {};
 	struct bpf_sock *sk = ctx->sk;
@@ -102,12 +93,12 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool ipv6)
 	if (!is_covered(ctx, sk, &ask, &reason))
 		return leave(reason);
 	read_address(ctx, ipv6, ask.vip);
+	ask.families = families_of(sk, ipv6);
 	ask.now_ns = bpf_ktime_get_ns();
 	ask.entropy = bpf_get_prandom_u32();
 	/* Of a connection before, if it was one. */
 	bpf_sk_storage_delete(&sock_peers, sk);
-	choose(&ask, &answer, config.services_mask);
-	reason = answer.reason;
+	reason = decide(&ask, &answer);
 	if (reason == SOCK_TO_BACKEND_CONNECT && answer.sources) {
 		__u8 own[16] __attribute__((aligned(8)));
 
@@ -115,11 +106,11 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool ipv6)
 			read_ipv6(own, sk->src_ip6);
 		else
 			map_ipv4(own, sk->src_ip4);
-		reason = check_source(&ask, &answer, own);
+		reason = check_source(&ask, &answer, own, config.netns);
 	}
 	if (reason != SOCK_TO_BACKEND_CONNECT)
 		return leave(reason);
-	peer = bpf_sk_storage_get(&sock_peers, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	peer = new_peer(sk, config.mptcp);
 	if (!peer)
 		return leave(SOCK_REFUSED_NO_MEMORY);
 	*peer = flow_of(&ask, &answer);
@@ -151,7 +142,7 @@ static __always_inline int on_sendmsg(struct bpf_sock_addr *ctx, bool ipv6)
 	struct sock_answer answer = {};
 	struct sock_flows_val *flows;
 	struct bpf_sock *sk = ctx->sk;
-	struct sock_flow *peer, *flow;
+	struct sock_flow *flow;
 	__u32 reason;
 
 	if (!is_covered(ctx, sk, &ask, &reason))
@@ -160,18 +151,13 @@ static __always_inline int on_sendmsg(struct bpf_sock_addr *ctx, bool ipv6)
 	ask.now_ns = bpf_ktime_get_ns();
 	ask.entropy = stir(bpf_get_socket_cookie(ctx) ^ ask.now_ns) >> 32;
 	flows = bpf_sk_storage_get(&sock_flows, sk, 0, 0);
-	peer = bpf_sk_storage_get(&sock_peers, sk, 0, 0);
-	if (peer && is_to_vip(peer, &ask)) {
-		/* Connected, and answers from elsewhere would not be taken. */
-		ask.kept = *peer;
-		ask.kept.seen_ns = ask.now_ns;
-	} else if (flows) {
+	recall_peer(sk, &ask);
+	if (!ask.kept.seen_ns && flows) {
 		flow = sent_to(flows, &ask);
 		if (is_to_vip(flow, &ask))
 			ask.kept = *flow;
 	}
-	choose(&ask, &answer, config.services_mask);
-	reason = answer.reason;
+	reason = decide(&ask, &answer);
 	if (reason == SOCK_TO_BACKEND_CONNECT && answer.sources) {
 		__u8 own[16] __attribute__((aligned(8)));
 
@@ -179,7 +165,7 @@ static __always_inline int on_sendmsg(struct bpf_sock_addr *ctx, bool ipv6)
 			read_ipv6(own, ctx->msg_src_ip6);
 		else
 			map_ipv4(own, ctx->msg_src_ip4);
-		reason = check_source(&ask, &answer, own);
+		reason = check_source(&ask, &answer, own, config.netns);
 	}
 	if (reason != SOCK_TO_BACKEND_CONNECT) {
 		if (flows)
@@ -263,6 +249,35 @@ SEC("cgroup/getpeername6")
 int shunt_peername6(struct bpf_sock_addr *ctx)
 {
 	return show_vip(ctx, true, false);
+}
+
+/* bind() ------------------------------------------------------------------------------------- */
+
+static __always_inline int on_bind(struct bpf_sock_addr *ctx, bool ipv6)
+{
+	__u8 addr[16] __attribute__((aligned(8)));
+	struct bpf_sock *sk = ctx->sk;
+
+	/* Whatever `sockets` covers: node ports are this namespace's. */
+	if (!sk || bpf_get_netns_cookie(ctx) != config.netns)
+		return leave(SOCK_PASS_NAMESPACE);
+	read_address(ctx, ipv6, addr);
+	if (!takes_node_port(ctx, ipv6, addr, config.services_mask))
+		return leave(SOCK_PASS_BIND);
+	tell_refused(ctx, addr);
+	return leave(SOCK_REFUSED_NODE_PORT);
+}
+
+SEC("cgroup/bind4")
+int shunt_bind4(struct bpf_sock_addr *ctx)
+{
+	return on_bind(ctx, false);
+}
+
+SEC("cgroup/bind6")
+int shunt_bind6(struct bpf_sock_addr *ctx)
+{
+	return on_bind(ctx, true);
 }
 
 /* The decision alone, of a socket that need not be there: by BPF_PROG_TEST_RUN. */

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shunt.kern import features, links, tc
-from shunt.kern.features import ensure_bpffs
+from shunt.kern.bpffs import ensure_bpffs
 from shunt.kern.maps import Map
 from shunt.kern.objects import Object, open_pin, pin
 from shunt.kern.programs import inside

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service asks for beyond balancing: affinity, source ranges, rates."""
+"""What a service asks for beyond balancing: affinity, source ranges, rates, redirection."""
 
 from msgspec import UNSET
 
-from shunt.lb.model import IPNetwork, Port, RateLimit, SourceRule
+from shunt.lb.model import IPNetwork, Port, Protocol, RateLimit, SourceRule
 from shunt.policy import sources
 
 from . import values
@@ -61,6 +61,15 @@ def rate_limit(
     per_s = entry.rate.connections
     burst = entry.rate.burst if isinstance(entry.rate.burst, int) else max(1, round(per_s))
     return RateLimit(per_s, burst, entry.rate.prefix4, entry.rate.prefix6)
+
+
+def redirects(reader: Reader, path: Path, entry: ServiceEntry, ports: tuple[Port, ...]) -> bool:
+    """Whether streams between sockets of this node may pass TCP by."""
+    asked = entry.redirect == "on"
+    if asked and ports and not any(port.protocol is Protocol.TCP for port in ports):
+        why = "it is for TCP, and the service has no TCP port"
+        reader.error((*path, "redirect"), "redirect redirects nothing", why, "remove it")
+    return asked
 
 
 def check_hash(reader: Reader, path: Path, entry: ServiceEntry, slots: int) -> None:

@@ -68,6 +68,8 @@ def build_service(
         sources=options.source_rules(reader, path, entry),
         rate=options.rate_limit(reader, path, entry, ports),
         quic=connection_ids,
+        sockets=entry.sockets == "on",
+        redirect=options.redirects(reader, path, entry, ports),
         echo=entry.echo == "on" if isinstance(entry.echo, str) else None,
         node=tuple(networks),
     )

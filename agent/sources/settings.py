@@ -14,6 +14,7 @@ from shunt.lb.sizes import by_memory
 from . import values
 from .masquerade import build_masquerade
 from .shape import SettingsFile, Sizes
+from .sockets import build_sockets
 from .typed import Path, Reader, each
 
 _DEFAULT = Settings(interfaces=())
@@ -49,6 +50,7 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         reader.refuse(("limits", "slots"), what, wants, fix)
     listen = _parsed(reader, ("metrics", "listen"), values.listening, written.metrics.listen, None)
     interfaces = _interfaces(reader, written)
+    covered, excluded, node_ports, close = build_sockets(reader, written)
     return Settings(
         interfaces=interfaces,
         xdp_mode=written.xdp,
@@ -60,7 +62,10 @@ def build_settings(reader: Reader, written: SettingsFile) -> Settings:
         masquerade=build_masquerade(reader, written, interfaces),
         handover=written.handover,
         echo=written.echo == "on",
-        sockets=written.sockets,
+        sockets=covered,
+        sockets_close=close,
+        sockets_exclude=excluded,
+        node_ports=node_ports,
         limits=_limits(written.limits),
         inserts_per_s=written.budgets.inserts,
         answers_per_s=written.budgets.answers,

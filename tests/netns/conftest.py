@@ -12,7 +12,13 @@ import pytest
 from shunt.lab.netns import Namespace
 from shunt.xdp import decap
 from tests.netns.decap_pair import DEVICE, backend_and_balancer
+from tests.netns.own_vips import named
 from tests.netns.shunt_host import ABSENT, Host, a_host
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """VIPs of this run alone have the same names in every process."""
+    return named(val) if isinstance(val, str) and named(val) != val else None
 
 
 @pytest.fixture(scope="module")

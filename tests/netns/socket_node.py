@@ -91,6 +91,8 @@ class Node(Host):
     ) -> None:
         super().__init__(here, guest, directory)
         self.guest, self.servers = guest, servers
+        self.name_servers: dict[str, Process] = {}
+        self.spaces: dict[str, Namespace] = {}  # by role
 
     def client(
         self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, *, guest: bool = False
@@ -135,17 +137,23 @@ def say_to(sock: socket.socket, vip: str, port: int = 7) -> tuple[str, Any]:
 
 def dnsmasq(host: topology.Host, directory: Path) -> Process:
     """A real name server that says who it is."""
+    number = host.role.removeprefix("be")
     argv = [
         *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file="),
         *("--no-resolv", "--no-hosts", "--user=root", "--local=/example/"),
         f"--txt-record=who.example,{host.role}",
+        f"--host-record=address.example,192.0.2.{number},2001:db8:2::{number}",
+        "--host-record=host.example,192.0.2.1,2001:db8:5::1",
     ]
     return host.namespace.start(argv, directory / f"dnsmasq-{host.role}.log")
 
 
 @contextlib.contextmanager
-def a_node(name: str) -> Iterator[Node]:
-    """Everything but shuntd runs."""
+def a_node(name: str, *, dns: bool = True, serving: bool = True) -> Iterator[Node]:
+    """Everything but shuntd runs. Guests have no name server.
+
+    Without `serving` there are the namespaces alone, no services.
+    """
     directory = Path(tempfile.mkdtemp(prefix="shunt-sock-"))
     directory.chmod(0o755)
     with contextlib.ExitStack() as stack:
@@ -173,16 +181,19 @@ def a_node(name: str) -> Iterator[Node]:
             )
         here.ip(f"addr add {ON_LO}/32 dev lo")
         here.sysctl({"ipv4.ip_forward": 1})
-        servers = stack.enter_context(running(backends[:2], directory))
-        for backend in backends[:2]:
-            stack.callback(dnsmasq(backend, directory).stop)
-            await_dns(here, backend)
+        serve = backends[:2] if serving else []
+        servers = stack.enter_context(running(serve, directory))
         node = Node(here, spaces["guest"], servers, directory)
+        node.spaces = spaces
+        for backend in serve if dns else ():
+            node.name_servers[backend.role] = dnsmasq(backend, directory)
+            stack.callback(node.name_servers[backend.role].stop)
+            await_dns(here, backend)
         node.bpffs = node.bpffs.with_name(f"{node.bpffs.name}-{name}")
         stack.callback(node.close)
         node.services.mkdir()
         node.settings()
-        for service, document in SERVICES.items():
+        for service, document in SERVICES.items() if serving else ():
             node.write(service, {"name": service, **document})
         yield node
 

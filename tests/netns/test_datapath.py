@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from shunt.kern import links
-from shunt.kern.features import ensure_bpffs
+from shunt.kern.bpffs import ensure_bpffs
 from shunt.kern.flows import FlowTable, State, pack
 from shunt.kern.maps import Map
 from shunt.kern.netlink import Netlink

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shunt.kern import features
+from shunt.kern import bpffs, features
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,12 +44,12 @@ def test_without_privileges_the_error_says_which() -> None:
 
 _ENSURE = """
 from pathlib import Path
-from shunt.kern import features
+from shunt.kern import bpffs
 from shunt.lb.errors import ShuntError
 path = Path({path!r})
 for _ in range(2):
     try:
-        print(features.ensure_bpffs(path), features.filesystem_of(path), path.is_dir())
+        print(bpffs.ensure_bpffs(path), bpffs.kind_of(path), path.is_dir())
     except ShuntError as error:
         print(error)
 """
@@ -77,7 +77,7 @@ def test_bpffs_that_cannot_be_mounted(tmp_path: Path) -> None:
     assert f"no BPF file system at {tmp_path}/bpf, and none can be mounted" in done.stdout
     assert "why: Operation not permitted" in done.stdout
     assert f"fix: mount -t bpf bpf {tmp_path}/bpf" in done.stdout
-    assert features.filesystem_of(tmp_path / "bpf") != "bpf"
+    assert bpffs.kind_of(tmp_path / "bpf") != "bpf"
 
 
 def test_no_directory_for_pins() -> None:

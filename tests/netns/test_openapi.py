@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from base64 import b64encode
 from ipaddress import ip_address
 from typing import Any, cast
@@ -55,12 +56,17 @@ ANSWERS = [
     ("GET", "/v1/nat", {}),
     ("POST", "/v1/flows/flush", {}),
     ("POST", "/v1/explain", {}),
+    ("POST", "/v1/explain/socket", {}),
+    ("GET", "/v1/sockets", {}),
     ("POST", "/v1/reload", {}),
     ("POST", "/v1/programs/swap", {}),
 ]
 
 FRAME = make((ip_address("10.9.0.9"), 1), (ip_address("203.0.113.10"), 80), "tcp", ["syn"])
-BODIES = {"/v1/explain": {"frames": [b64encode(FRAME).decode(), "AAAA"]}}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/explain": {"frames": [b64encode(FRAME).decode(), "AAAA"]},
+    "/v1/explain/socket": {"vip": "203.0.113.10", "port": 80},
+}
 
 
 @pytest.mark.parametrize(("method", "path", "names"), ANSWERS)
@@ -71,7 +77,11 @@ def test_real_answers_are_what_the_document_says(
     client = Client(host.sock)
     values = {"service": "web", "backend": "10.9.0.2", **names}
     parts = [values.get(part.strip("{}"), part) for part in path.split("/")[2:]]
-    with host.connect("203.0.113.11"):
+    with host.here.inside():
+        own = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with host.connect("203.0.113.11"), own:
+        own.setblocking(False)
+        own.connect_ex(("203.0.113.10", 80))  # a row for the list of sockets
         answer = (
             client.get(*parts) if method == "GET" else client.post(*parts, body=BODIES.get(path))
         )

@@ -189,7 +189,7 @@ def test_the_daemon_goes_and_comes_again(node: Node, number: int) -> None:
         node.process.popen.send_signal(number)
         node.process.popen.wait()
         before = pinned_programs(node)
-        assert len(before) == 8
+        assert len(before) == 10
         assert before <= attached_programs()
         for _ in range(5):
             assert answering(node, NOWHERE) == {"be1", "be2"}
@@ -248,7 +248,11 @@ def test_all_namespaces_or_this_one_or_none(node: Node) -> None:
         with node.client() as sock, pytest.raises(OSError, match="unreachable"):
             sock.connect((NOWHERE, 7))
     shown = node.json("status")
-    assert shown["sockets"] == {"scope": "off", "cgroup": "", "attached": False, "calls": {}}
+    sockets = shown["sockets"]
+    assert (sockets["scope"], sockets["cgroup"], sockets["attached"]) == ("off", "", False)
+    assert (sockets["whole"], sockets["calls"]) == (False, {})
+    assert sockets["closing"]["which"] == "off"
+    assert sockets["streams"]["attached"] is False
     assert [problem for problem in shown["problems"] if "socket" in problem] == []
 
 
@@ -269,7 +273,7 @@ def test_status_sees_that_somebody_detached_a_program(node: Node) -> None:
 
 def test_cleanup_leaves_nothing_attached(node: Node) -> None:
     ours = pinned_programs(node)
-    assert len(ours & attached_programs()) == 8
+    assert len(ours & attached_programs()) == 10
     assert node.process is not None
     node.process.stop()
     done = node.shunt("cleanup", "--yes", "--bpffs", str(node.bpffs))
@@ -335,6 +339,13 @@ def test_what_the_unit_allows_is_enough(node: Node) -> None:
         shown = node.json("status")["sockets"]
         assert (shown["scope"], shown["attached"]) == ("host", True)
         assert answering(node, NOWHERE) == {"be1", "be2"}
+        with node.connected(NOWHERE) as sock:
+            name = say(sock)
+            rows = node.json("socket", "list", "web")
+            assert [r["local_port"] for r in rows] == [sock.getsockname()[1]]
+            assert rows[0]["backend"] == {"be1": "10.9.1.2:7", "be2": "10.9.2.2:7"}[name]
+        told = node.json("explain", "--from", "socket", "--to", f"{NOWHERE}:7")
+        assert told["verdict"] == "translate"
         assert node.process is not None
         status = Path(f"/proc/{node.process.pid}/status").read_text()
         effective = next(x for x in status.splitlines() if x.startswith("CapEff:"))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from shunt.kern import features, tc
-from shunt.kern.features import ensure_bpffs
+from shunt.kern.bpffs import ensure_bpffs
 from shunt.kern.objects import Object, pin
 from shunt.kern.tc import Direction
 from shunt.lab.netns import Namespace, veth

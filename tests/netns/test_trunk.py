@@ -40,7 +40,7 @@ from shunt.agent.facts import gather_balancer
 from shunt.agent.node import Node
 from shunt.agent.views import interfaces, reasons
 from shunt.kern import features
-from shunt.kern.features import ensure_bpffs
+from shunt.kern.bpffs import ensure_bpffs
 from shunt.lab import napi
 from shunt.lab.netns import Namespace, veth
 from shunt.lb.errors import ShuntError

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from shunt.kern.objects import Object
 from shunt.kern.testrun import run_syscall
 from shunt.sockops.attach import OBJECT, share
-from tests.packets.balancer import START_NS, Balancer, mapped
+from tests.packets.balancer import START_NS, mapped
 
 with Object(OBJECT) as _object:
     SockReason: Any = _object.btf.enum("sock_reason", "SOCK_")
@@ -22,10 +22,16 @@ TAKEN = SockReason.TO_BACKEND_CONNECT
 BOTH: int = Family.IPV4 | Family.IPV6
 
 
+class Loaded(Protocol):
+    """Whatever has a balancer's tables."""
+
+    object: Object
+
+
 class Asker:
     """The syscall program beside a balancer's maps."""
 
-    def __init__(self, lb: Balancer) -> None:
+    def __init__(self, lb: Loaded) -> None:
         self.object = Object(OBJECT)
         share(self.object, lb.object.maps)
         self.object.keep_programs("shunt_sock_try")

@@ -64,25 +64,25 @@ class World:
     """The loaded program and an agent on it."""
 
     def __init__(self) -> None:
-        self.obj = Object(LB)
-        self.obj.keep_programs("shunt_lb")
-        self.obj.variable(".rodata", "config")["inserts_per_s"] = 1 << 30
-        self.obj.set_entries({"slots": 1 << 10, "restarts": 1 << 7})
-        fit(self.obj)
-        self.obj.load()
+        self.object = Object(LB)
+        self.object.keep_programs("shunt_lb")
+        self.object.variable(".rodata", "config")["inserts_per_s"] = 1 << 30
+        self.object.set_entries({"slots": 1 << 10, "restarts": 1 << 7})
+        fit(self.object)
+        self.object.load()
         self.begin()
 
     def begin(self) -> None:
         """Nothing is configured, as in a loaded program."""
-        empty(self.obj)
+        empty(self.object)
         self.fresh = 2000
-        hop = self.obj.maps["nexthops"].mapped()
+        hop = self.object.maps["nexthops"].mapped()
         hop["dmac"][1], hop["mtu"][1], hop["ifindex"][1] = 2, 1500, 1
         self.restart()
 
     def restart(self) -> None:
         """A new agent, that knows what the maps hold."""
-        self.tables = Tables(self.obj.maps, self.obj.btf, 0)
+        self.tables = Tables(self.object.maps, self.object.btf, 0)
         self.applier = Applier(self.tables, lambda: 1, lambda _a: 1, grace=lambda: None)
 
     def plan(self, want: dict[str, Target]) -> list[Write]:
@@ -95,15 +95,15 @@ class World:
         addresses = IPv4Address("192.0.2.1").packed + frontend.vip.packed
         ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0) + addresses
         out = run_xdp(
-            self.obj.programs["shunt_lb"].fd, bytes(12) + b"\x08\x00" + ip + tcp, ifindex=1
+            self.object.programs["shunt_lb"].fd, bytes(12) + b"\x08\x00" + ip + tcp, ifindex=1
         )
         sent = out.verdict == XDP_TX and len(out.data) == 74
         return out.verdict, IPv4Address(out.data[30:34]) if sent else None
 
     def contradictions(self) -> int:
         """Packets that found tables which contradict each other."""
-        reason = self.obj.btf.enum("reason", "REASON_")[BAD_TABLE]
-        return int(self.obj.maps["reasons"].totals()["packets"][reason])
+        reason = self.object.btf.enum("reason", "REASON_")[BAD_TABLE]
+        return int(self.object.maps["reasons"].totals()["packets"][reason])
 
     def wrong(self, old: dict[str, Target], new: dict[str, Target]) -> str | None:
         """What a client may not see between `old` and `new`, if it is seen."""
@@ -128,7 +128,7 @@ class World:
 def w() -> Iterator[World]:
     world = World()
     yield world
-    world.obj.close()
+    world.object.close()
 
 
 def stop_at(

@@ -34,7 +34,7 @@ def asker(lb: Balancer) -> Iterator[Asker]:
 class Oracle:
     """The same decision, written in Python from docs/operations.md. It forgets no client."""
 
-    TRIES = 16
+    TRIES, SEEN = 16, 1 << 16
 
     def __init__(self, lb: Balancer) -> None:
         self.lb = lb
@@ -71,15 +71,22 @@ class Oracle:
         first, log2 = region >> 8, region & 255
         words = self.lb.map("slots").mapped()["word"]
         why = SockReason.REFUSED_NO_BACKEND
-        for _ in range(self.TRIES):
-            backend = int(words[first + (entropy << log2 >> 32)]) & 0xFFFFFF
+        for slot in self.drawn(entropy, log2):
+            backend = int(words[first + slot]) & 0xFFFFFF
             if self.open(backend):
                 if self.fits(backend, families):
                     self.clients[netns, svc] = backend
                     return TAKEN, svc, backend
                 why = SockReason.PASS_FAMILY
-            entropy = (entropy * 1664525 + 1013904223) & 0xFFFFFFFF
         return why, svc, 0
+
+    def drawn(self, entropy: int, log2: int) -> Iterator[int]:
+        """The slots that are asked, in this order: some at random, then all from the last one."""
+        slot = 0
+        for _ in range(self.TRIES):
+            yield (slot := entropy << log2 >> 32)
+            entropy = (entropy * 1664525 + 1013904223) & 0xFFFFFFFF
+        yield from ((slot + n) & ((1 << log2) - 1) for n in range(min(1 << log2, self.SEEN)))
 
 
 def tables(lb: Balancer, seed: int) -> tuple[Oracle, list[tuple[str, int, int]]]:
@@ -160,6 +167,29 @@ def test_a_slot_whose_owner_takes_nothing_new_is_passed_by(
     service = lb.add_service(V4, backends=WEB)
     lb.set_flags(service.backends[1], flags)
     assert backends(asker) == set(service.backends) - {service.backends[1]}
+
+
+MANY = tuple(f"10.0.1.{n}" for n in range(1, 101))
+
+
+def test_the_last_backend_is_found(lb: Balancer, asker: Asker) -> None:
+    """However few slots it has: nobody is refused while one backend is alive."""
+    service = lb.add_service(V4, backends=MANY, slots=1024)
+    for backend in service.backends[1:]:
+        lb.set_flags(backend, Flag.KNOWN)
+    assert backends(asker) == {service.backends[0]}
+
+
+def test_the_only_backend_of_a_family_is_found(lb: Balancer, asker: Asker) -> None:
+    service = lb.add_service(V4, backends=("fd00::1", *MANY), slots=1024)
+    assert backends(asker, families=Family.IPV6) == {service.backends[0]}
+
+
+def test_slots_without_an_owner_tell_nothing_of_others(lb: Balancer, asker: Asker) -> None:
+    """As they are when an agent was killed while it wrote them."""
+    service = lb.add_service(V4, backends=WEB)
+    service.set_slots([0] * 15 + [service.backends[2]])
+    assert backends(asker) == {service.backends[2]}
 
 
 @pytest.mark.parametrize("owners", [[], WEB])

@@ -46,8 +46,8 @@ SERVICE_CASES = {
         SERVICE + "backend: [10.0.0.1]\n",
         '4: unknown key "backend"',
         (
-            "the file knows name, vip, ports, backends, mode, echo, health, idle, udp_window, "
-            "slots_per_backend, hash, affinity, sources, rate, quic"
+            "the file knows name, vip, ports, backends, mode, echo, sockets, health, idle, "
+            "udp_window, slots_per_backend, hash, affinity, sources, rate, quic, redirect"
         ),
         'perhaps "backends" is meant',
     ),
@@ -305,6 +305,12 @@ SERVICE_CASES = {
         "4: hash source is not accepted",
         "hash wants tuple or client",
         "correct it",
+    ),
+    "redirect of UDP": (
+        "name: dns\nvip: 203.0.113.1\nports: [53/udp]\nredirect: on\n",
+        "4: redirect redirects nothing",
+        "it is for TCP, and the service has no TCP port",
+        "remove it",
     ),
     "affinity": (
         SERVICE + "affinity: soon\n",

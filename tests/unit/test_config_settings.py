@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from shunt.agent.sources.file import load
 from tests.unit.config_files import SETTINGS, errors, three
 
 SETTINGS_CASES = {
@@ -274,6 +275,21 @@ SETTINGS_CASES = {
 def test_settings(tmp_path: Path, case: str) -> None:
     text, what, why, fix = SETTINGS_CASES[case]
     assert errors(tmp_path, text) == [three(f"shunt.yaml:{what}", why, fix)]
+
+
+@pytest.mark.parametrize(
+    ("text", "cover", "close"),
+    [
+        ("", "host", "udp"),
+        ("sockets: all\n", "all", "udp"),
+        ("sockets: {cover: all, close: all}\n", "all", "all"),
+        ("sockets: {close: off}\n", "host", "off"),
+    ],
+)
+def test_sockets_plain_and_with_more(tmp_path: Path, text: str, cover: str, close: str) -> None:
+    assert errors(tmp_path, SETTINGS + text) == []
+    settings = load(tmp_path / "shunt.yaml", tmp_path / "services.d").settings
+    assert (settings.sockets, settings.sockets_close) == (cover, close)
 
 
 def test_without_xdp_there_are_nat_and_local_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shunt.kern import cgroup, features
+from shunt.kern.bpffs import kind_of
 from shunt.kern.features import Feature
 
 STATUS = "Name:\tshuntd\nCapPrm:\t{0:016x}\nCapEff:\t{0:016x}\nCapBnd:\t000001ffffffffff\n"
@@ -137,6 +138,15 @@ def test_no_control_groups_of_version_2(tmp_path: Path) -> None:
     assert "mount -t cgroup2" in feature.fix
 
 
+def test_socket_maps(tmp_path: Path) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    assert_absent(features.socket_maps(vmlinux), needed=False)
+    vmlinux.write_bytes(b"\0sk_psock\0")
+    assert features.socket_maps(vmlinux).present
+    vmlinux.write_bytes(b"\0sk_psock_link\0")
+    assert_absent(features.socket_maps(vmlinux), needed=False)
+
+
 def test_socket_hooks(tmp_path: Path) -> None:
     vmlinux = tmp_path / "vmlinux"
     assert_absent(features.socket_hooks(vmlinux), needed=False)
@@ -144,6 +154,27 @@ def test_socket_hooks(tmp_path: Path) -> None:
     assert features.socket_hooks(vmlinux).present
     vmlinux.write_bytes(b"\0__cgroup_bpf_run_filter_sock_ops\0")
     assert_absent(features.socket_hooks(vmlinux), needed=False)
+
+
+def test_mptcp(tmp_path: Path) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    assert_absent(features.mptcp(vmlinux), needed=False)
+    vmlinux.write_bytes(b"\0mptcp_sock\0")
+    assert features.mptcp(vmlinux).present
+    vmlinux.write_bytes(b"\0mptcp_sock_ops\0")
+    assert_absent(features.mptcp(vmlinux), needed=False)
+
+
+def test_sock_destroy(tmp_path: Path) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    assert_absent(features.sock_destroy(vmlinux), needed=False)
+    vmlinux.write_bytes(b"\0bpf_sock_destroy\0")
+    assert features.sock_destroy(vmlinux).present
+
+
+def test_diag_destroy() -> None:
+    assert_absent(features.diag_destroy(lambda: "it refuses: Not supported"), needed=False)
+    assert features.diag_destroy(lambda: "").present
 
 
 def test_the_file_system_of_a_path(tmp_path: Path) -> None:
@@ -156,10 +187,10 @@ def test_the_file_system_of_a_path(tmp_path: Path) -> None:
         "/mnt/two words/x": "tmpfs",
         "/etc": "ext4",
     }.items():
-        assert features.filesystem_of(Path(path), mountinfo) == kind
+        assert kind_of(Path(path), mountinfo) == kind
     # What is mounted last lies on top.
     mountinfo.write_text(MOUNTS.format(bpf=BPF) + "26 24 0:31 / /sys/fs/bpf rw - tmpfs x rw\n")
-    assert features.filesystem_of(Path("/sys/fs/bpf"), mountinfo) == "tmpfs"
+    assert kind_of(Path("/sys/fs/bpf"), mountinfo) == "tmpfs"
 
 
 def test_bpffs(tmp_path: Path) -> None:

@@ -219,9 +219,13 @@ def header(name: str) -> str | None:
     path = Path(name)
     if path.suffix in NO_HEADER:
         return None
+    if path.suffix in {".go", ".java"}:
+        return f"//{APACHE[1:]}"
     if path.suffix in {".c", ".h"}:
         bpf = path.parts[0] in BPF_FOLDERS or path.name.endswith((".bpf.c", ".bpf.h"))
         return BPF_C if bpf else APACHE_C
+    if path.suffix in {".go", ".java"}:
+        return APACHE.replace("#", "//")
     return APACHE
 
 

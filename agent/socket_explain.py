@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /v1/explain/socket: what would become of a process's call, as things are."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+
+import msgspec
+import numpy as np
+from aiohttp import web
+from msgspec import UNSET
+
+from shunt.agent.answers import Refused, answer, body
+from shunt.agent.api_types_sockets import ExplainSocket
+from shunt.agent.node import Node
+from shunt.agent.options import SET_BITS
+from shunt.agent.service_views import Json, names
+from shunt.agent.step_views import Teller, Told
+from shunt.kern import cgroup, namespace
+from shunt.lb import slots as slot
+from shunt.lb.compile import mapped, unmapped
+from shunt.lb.errors import ShuntError
+from shunt.lb.model import IPAddress, Protocol
+from shunt.sockops.dry import DrySockets
+
+IPV4, IPV6 = 1, 2  # enum sock_family
+LEVELS = 32  # CGROUP_LEVELS
+VERDICTS = {"PASS": "pass", "TO_BACKEND": "translate", "REFUSED": "refuse"}
+
+# What a reason means for who asks why, but those that no question leads to.
+REASONS: Mapping[str, str] = {
+    "PASS_NOT_OURS": "the call is left as it is: no service has this address and port",
+    "PASS_NAMESPACE": "the call is left as it is: only this host's network namespace is covered"
+    " (`sockets: host`)",
+    "PASS_FAMILY": "the call is left as it is: no backend of service {service} is of a family that"
+    " it can address",
+    "PASS_SOURCE_UNKNOWN": "the call is left as it is: service {service} serves some clients only,"
+    " and which address the socket will have shows later",
+    "PASS_BAD_TABLE": "the call is left as it is: the service is just going",
+    "PASS_CGROUP": "the call is left as it is: the process is in an excluded control group",
+    "PASS_SERVICE": "the call is left as it is: service {service} has `sockets: off`",
+    "TO_BACKEND_CONNECT": "the socket is connected to backend {backend} of service {service}",
+    "TO_BACKEND_SEND": "the datagram goes to backend {backend} of service {service}",
+    "REFUSED_NO_BACKEND": "the call fails with ECONNREFUSED: service {service} has no backend",
+    "REFUSED_SOURCE": "the call fails with EPERM: service {service} does not serve this client",
+}
+UNASKED = ("PASS_CHECK", "PASS_BIND", "REFUSED_NO_MEMORY", "REFUSED_NODE_PORT")
+
+
+class SocketExplainer:
+    """The dry program, loaded when it is asked for first, and again for each live one."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._dry: DrySockets | None = None
+        self._of: object = None
+        self._loading = asyncio.Lock()
+
+    def close(self) -> None:
+        """Unload it."""
+        if self._dry is not None:
+            self._dry.close()
+            self._dry = None
+
+    async def respond(self, request: web.Request) -> web.Response:
+        """Explain one call."""
+        fields = ("vip", "port", "protocol", "call", "source", "netns", "cgroup")
+        asked = await body(request, *fields)
+        try:
+            wanted = msgspec.convert(asked, ExplainSocket)
+            vip = ip_address(wanted.vip)
+            source = None if wanted.source is UNSET else ip_address(wanted.source)
+        except (msgspec.ValidationError, ValueError) as e:
+            raise _senseless(str(e)) from e
+        if wanted.call == "sendto" and wanted.protocol != "udp":
+            raise _senseless("sendto is UDP's")
+        dry = await self._ready()
+        return answer(_Call(self.node, wanted, vip, source).decided(dry))
+
+    async def _ready(self) -> DrySockets:
+        sockets = self.node.sockets
+        async with self._loading:
+            # Looked at anew, since the settings may change while the program is being loaded.
+            while self._dry is None or self._of is not sockets.maps.get("sock_clients"):
+                self.close()
+                own = sockets.maps
+                if not own:
+                    why = f"sockets are covered by nothing: `sockets: {sockets.scope}`"
+                    fix = "see `shunt status`; every call sees VIPs as they are"
+                    raise Refused(409, ShuntError("no call is translated", why, fix))
+                self._of = own["sock_clients"]
+                self._dry = DrySockets(
+                    self.node.datapath.maps, own, excludes=bool(sockets.excluded)
+                )
+        return self._dry
+
+
+class _Call(Teller):
+    """One call, asked and told."""
+
+    def __init__(
+        self, node: Node, asked: ExplainSocket, vip: IPAddress, source: IPAddress | None
+    ) -> None:
+        self.node, self.tables, self.btf = node, node.tables, node.datapath.btf
+        self.asked, self.vip, self.source = asked, vip, source
+        self.own = namespace.cookie()
+        self.netns = self.own if asked.netns is UNSET else asked.netns
+        shown = (isinstance(vip, IPv6Address) and vip.ipv4_mapped) or vip
+        self.packet = {
+            "destination": str(shown),
+            "destination_port": asked.port,
+            "protocol": asked.protocol,
+        }
+
+    def decided(self, dry: DrySockets) -> Json:
+        """The whole, as api_types_sockets.ExplainedSocket."""
+        steps, svc, backend = [], 0, 0
+        if self.netns != self.own and self.node.sockets.scope == "host":
+            reason = "PASS_NAMESPACE"
+        else:
+            found, way = dry.ask(self._groups(), **self._ask())
+            steps = [told for step in way if (told := self._tell(step))]
+            reasons = names(self.node.sockets.btf, "sock_reason", "SOCK_")
+            reason = reasons(int(found["reason"])).name
+            svc, backend = int(found["svc"]), int(found["backend"])
+            if reason == "TO_BACKEND_CONNECT" and found["sources"]:
+                reason, told = self._source(int(found["sources"]), backend, reason)
+                steps.append(told)
+        if reason == "TO_BACKEND_CONNECT" and self.asked.call == "sendto":
+            reason = "TO_BACKEND_SEND"
+        service, named = self._service(svc), self._backend(backend)
+        text = REASONS[reason].format(service=service or "?", backend=named)
+        verdict = next(v for begin, v in VERDICTS.items() if reason.startswith(begin))
+        label = reason.lower().replace("_", "-")
+        facts = {"verdict": verdict, "reason": reason}
+        steps.append({"step": "verdict", "text": f"{text} ({label})", "facts": facts})
+        return {
+            "verdict": verdict,
+            "reason": reason,
+            "service": service,
+            "backend": named if verdict == "translate" else "",
+            "text": text,
+            "steps": steps,
+        }
+
+    def _ask(self) -> Json:
+        return {
+            "netns": self.netns,
+            "now_ns": time.monotonic_ns(),
+            "vip": _raw(self.vip),
+            "port": self.asked.port,
+            "proto": Protocol[self.asked.protocol.upper()],
+            "families": self._families(),
+            "entropy": random.getrandbits(32),
+        }
+
+    def _families(self) -> int:
+        """As families_of() of sockops/client.h, and sendmsg() of either family."""
+        if self.vip.version == 4:
+            return IPV4
+        if self.asked.call == "sendto":
+            return IPV4 if _is_mapped(self.vip) else IPV6
+        if self.source is None or not int(self.source):
+            return IPV4 | IPV6
+        return IPV4 if self.source.version == 4 or _is_mapped(self.source) else IPV6
+
+    def _groups(self) -> list[int]:
+        root, path = self.node.sockets.cgroup, self.asked.cgroup
+        if path is UNSET or root is None:
+            return []
+        try:
+            if ".." in path.split("/"):
+                raise ValueError("`..` names none")
+            return cgroup.line(root, path)[:LEVELS]
+        except (OSError, ValueError) as e:
+            problem = ShuntError(
+                f"there is no control group {path[:80]!r}",
+                str(e),
+                "name it as /proc/PID/cgroup shows it behind `0::`",
+            )
+            raise Refused(404, problem) from e
+
+    def _source(self, source_set: int, backend: int, reason: str) -> tuple[str, Json]:
+        """As check_source() of sockops/client.h. The kernel looks it up in the map itself."""
+        own = self.source
+        if own is None or not int(own):
+            hop = self.tables.nexthops[int(self.tables.backends["nexthop"][backend])]
+            saddr = hop["saddr"].tobytes()
+            own = unmapped(saddr) if self.netns == self.own and any(saddr) else None
+        if own is None:
+            text = "which address the socket will have is not known here"
+            return "PASS_SOURCE_UNKNOWN", {"step": "source", "text": text, "facts": {}}
+        sources = self.tables.maps["sources"]
+        key = sources.new_keys(1)
+        key["prefix_bits"], key["set"], key["addr"] = SET_BITS + 128, source_set, _raw(own)
+        rule = sources.lookup(key)
+        served = rule is not None and bool(rule["allow"])
+        self.packet["source"] = str(own)
+        text, facts = self._on_source(int(served), source_set)
+        told = {"step": "source", "text": text, "facts": {**facts, "source": str(own)}}
+        return (reason if served else "REFUSED_SOURCE"), told
+
+    # Where a socket's steps are told in other words than a packet's -----------------------------
+
+    def _on_hash(self, value: int, log2: int) -> Told:
+        number, of = (value << log2) >> 32, 1 << log2
+        text = f"any of the service's {of} slots will do; this time {number}"
+        return text, {"slot": number, "slots": of}
+
+    def _on_slot(self, index: int, word: int) -> Told:
+        owner = int(slot.cur(np.array([word], np.uint64))[0])
+        return f"it is that of {self._owner(owner)}", {
+            "index": index,
+            "current": self._backend(owner),
+        }
+
+    def _on_client(self, backend: int, known: int) -> Told:
+        said = "is" if known else "would be"
+        text = f"the network namespace {said} remembered, with {self._owner(backend)}"
+        return text, {"backend": self._backend(backend), "known": bool(known)}
+
+
+def _is_mapped(address: IPAddress) -> bool:
+    return isinstance(address, IPv6Address) and address.ipv4_mapped is not None
+
+
+def _raw(address: IPAddress) -> Any:
+    return np.frombuffer(mapped(address), np.uint8)
+
+
+def _senseless(why: str) -> Refused:
+    problem = ShuntError(
+        "the request is not one for explain", why, 'send {"vip": ADDRESS, "port": PORT, ...}'
+    )
+    return Refused(422, problem)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of sockets attached, and asked by real sockets in a namespace of their own.
+
+Without a daemon, so that every supported kernel shows it in a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shunt.agent.socket_upkeep import words
+from shunt.kern import cgroup, namespace
+from shunt.kern.bpffs import ensure_bpffs
+from shunt.kern.objects import Object, pin
+from shunt.kern.ring import Ring
+from shunt.lb.model import Port, Protocol, Settings
+from shunt.sockops import attach
+from shunt.sockops.attach import Sockets
+from shunt.sockops.listing import Listing
+from tests.netns.own_vips import vip4, vip6
+from tests.packets.balancer import UDP, Balancer
+from tests.packets.private import in_namespace
+
+V4, V6 = vip4(1), vip6(1)
+GROUP = f"shunt-attach-{os.getpid()}"
+BPFFS = Path(f"/sys/fs/bpf/shunt-attach-{os.getpid()}")
+
+
+@contextlib.contextmanager
+def covered(lb: Balancer, **settings: Any) -> Iterator[Sockets]:
+    """Attached to the host's root of control groups, for sockets of this thread's namespace."""
+    ensure_bpffs(BPFFS)
+    BPFFS.mkdir(exist_ok=True)
+    sockets = Sockets(BPFFS)
+    try:
+        sockets.follow(Settings(interfaces=(), **settings), lb.object.maps)
+        assert sockets.attached()
+        yield sockets
+    finally:
+        sockets.close()
+        attach.cleanup(BPFFS)
+        BPFFS.rmdir()
+
+
+def here(function: Callable[[], None]) -> None:
+    in_namespace(function)
+
+
+def echo(kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
+    """A server's socket on loopback."""
+    server = socket.socket(family, kind)
+    server.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+    if kind == socket.SOCK_STREAM:
+        server.listen()
+    server.settimeout(10)
+    return server
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+def test_a_connection_is_translated_listed_and_freed(lb: Balancer, family: int) -> None:
+    vip, backend = (V4, "127.0.0.1") if family == socket.AF_INET else (V6, "::1")
+
+    def run() -> None:
+        with echo(family=family) as server, covered(lb) as sockets:
+            port = server.getsockname()[1]
+            service = lb.add_service(vip, backends=[backend], backend_port=port)
+            listing = Listing()
+            with socket.socket(family) as client, contextlib.closing(listing):
+                assert len(listing.rows(sockets.maps)) == 0
+                client.connect((vip, 80))
+                taken, peer = server.accept()
+                taken.close()
+                assert (client.getpeername()[0], peer) == (vip, client.getsockname())
+                (row,) = listing.rows(sockets.maps)
+                assert int(row["netns"]) == namespace.cookie()
+                assert int(row["inode"]) == os.fstat(client.fileno()).st_ino
+                assert int(row["own_port"]) == client.getsockname()[1]
+                assert (int(row["port"]), int(row["vip_port"])) == (port, 80)
+                assert int(row["backend"]) == service.backends[0]
+                assert (int(row["proto"]), int(row["ipv6"])) == (6, family == socket.AF_INET6)
+                assert int(row["uid"]) == os.geteuid()
+                client.close()
+                assert len(listing.rows(sockets.maps)) == 0, "the kernel frees it with the socket"
+
+    here(run)
+
+
+def test_datagrams(lb: Balancer) -> None:
+    def run() -> None:
+        with echo(socket.SOCK_DGRAM) as server, covered(lb) as sockets:
+            port = server.getsockname()[1]
+            lb.add_service(V4, 53, UDP, backends=["127.0.0.1"], backend_port=port)
+            listing = Listing()
+            with echo(socket.SOCK_DGRAM) as client, contextlib.closing(listing):
+                client.sendto(b"who", (V4, 53))
+                data, peer = server.recvfrom(99)
+                server.sendto(data, peer)
+                assert client.recvfrom(99) == (b"who", (V4, 53))
+                (row,) = listing.rows(sockets.maps)
+                assert (int(row["connected"]), int(row["proto"])) == (0, UDP)
+
+    here(run)
+
+
+def test_node_ports(lb: Balancer) -> None:
+    lb.add_service("127.0.0.1", 30080)
+    told: list[bytes] = []
+
+    def bind(address: str, port: int, *, only: bool = False) -> int:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
+            if only:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind((address, port))
+            except OSError as e:
+                return e.errno or -1
+            return 0
+
+    def run() -> None:
+        with covered(lb) as sockets:
+            ring = Ring(sockets.maps["sock_refused"].fd, told.append)
+            with contextlib.closing(ring):
+                assert bind("0.0.0.0", 30080) == 0
+                sockets.reserve(words({(4, Port(30080, Protocol.TCP))}))
+                for address in ("0.0.0.0", "127.0.0.1", "::", "::ffff:127.0.0.1"):
+                    assert bind(address, 30080) == errno.EADDRINUSE, address
+                assert bind("127.0.0.2", 30080) == bind("::1", 30080) == 0
+                assert bind("0.0.0.0", 30081) == bind("::", 30080, only=True) == 0
+                assert ring.consume() == 4
+                records = np.frombuffer(b"".join(told), sockets.btf.struct("bind_refused"))
+                assert {int(r["port"]) for r in records} == {30080}
+                assert {int(r["pid"]) for r in records} == {os.getpid()}
+                assert [any(r["addr"]) for r in records] == [False, True, False, True]
+                assert sockets.reasons()["REFUSED_NODE_PORT"] == 4
+                for _ in range(500):
+                    assert bind("0.0.0.0", 30080) == errno.EADDRINUSE
+                assert 0 < ring.consume() < 80, "what a page holds"
+                assert sockets.reasons()["REFUSED_NODE_PORT"] == 504
+                sockets.reserve(words(set()))
+                assert bind("0.0.0.0", 30080) == 0
+
+    here(run)
+
+
+CODE = """
+import os, socket, sys
+group, vip = sys.argv[1:]
+open(group + "/cgroup.procs", "w").write(str(os.getpid()))
+sys.exit(socket.socket().connect_ex((vip, 80)))
+"""
+
+
+def test_an_excluded_control_group(lb: Balancer) -> None:
+    root = cgroup.root()
+    deep = Path(GROUP, *"abcdefgh")
+    made = [root / GROUP, *(root / each for each in reversed(deep.parents[:-2])), root / deep]
+
+    def run() -> None:
+        with echo() as server, covered(lb, sockets_exclude=(f"/{GROUP}",)) as sockets:
+            lb.add_service(V4, backends=["127.0.0.1"], backend_port=server.getsockname()[1])
+            assert sockets.excluded == {f"/{GROUP}": 0}
+            made[0].mkdir()
+            sockets.look_at_groups()
+            assert sockets.excluded[f"/{GROUP}"] == cgroup.identity(made[0])
+            (root / deep).mkdir(parents=True)
+            results = [
+                subprocess.run([sys.executable, "-c", CODE, str(group), V4]).returncode
+                for group in (root, made[0], root / deep)
+            ]
+            assert results == [0, errno.ENETUNREACH, errno.ENETUNREACH]
+            assert sockets.reasons()["PASS_CGROUP"] == 2
+
+    try:
+        here(run)
+    finally:
+        for each in [root / deep, *(root / deep).parents]:
+            if each.is_relative_to(root / GROUP) and each.exists():
+                each.rmdir()
+    assert not (root / GROUP).exists()
+
+
+def test_counts_of_a_version_with_other_reasons_begin_anew(lb: Balancer) -> None:
+    """What sockets keep is not given up for it."""
+    ensure_bpffs(BPFFS)
+    maps = BPFFS / "sockets/maps"
+    maps.mkdir(parents=True)
+    with Object(attach.OBJECT) as older:
+        older.set_entries({attach.COUNTS: 3})
+        older.keep_programs()
+        older.load()
+        for name in (attach.COUNTS, "sock_peers"):
+            pin(older.maps[name].fd, maps / name)
+
+        def run() -> None:
+            with covered(lb) as sockets:
+                assert len(sockets.reasons()) > 3
+                assert sockets.maps["sock_peers"].spec == older.maps["sock_peers"].spec
+
+        here(run)
+
+
+def test_a_map_of_another_shape_is_still_refused(lb: Balancer) -> None:
+    from shunt.lb.errors import ShuntError
+
+    ensure_bpffs(BPFFS)
+    maps = BPFFS / "sockets/maps"
+    maps.mkdir(parents=True)
+    with Object(attach.OBJECT) as older:
+        older.set_entries({"sock_clients": 3})
+        older.keep_programs()
+        older.load()
+        pin(older.maps["sock_clients"].fd, maps / "sock_clients")
+
+        def run() -> None:
+            with pytest.raises(ShuntError, match="sock_clients"), covered(lb):
+                pass
+
+        here(run)
