@@ -176,10 +176,10 @@ build/programs/Client.class: tests/e2e/clients/Client.java
 	javac -d $(@D) $<
 
 .PHONY: test-programs
-test-programs: need-root build ## clients in Go and Java that talk to VIPs through their sockets (root)
+test-programs: need-root build ## VIPs at the socket: others' programs, storms, thousands, Go and Java (root)
 	@tools/deps requirements/debian.txt requirements/debian-programs.txt
 	@$(AS_OWNER) $(MAKE) build/programs/client build/programs/Client.class
-	$(PYTEST) tests/e2e/test_socket_languages.py $(ARGS)
+	$(PYTEST) $(wildcard tests/e2e/test_socket_*.py) tests/e2e/test_perf_sockets.py $(ARGS)
 
 # The results are root's work, and the owner's files.
 .PHONY: perf-packet

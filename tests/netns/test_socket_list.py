@@ -169,6 +169,7 @@ def test_what_has_become_of_the_backend(node: Node) -> None:
 
 
 def test_a_thousand_connections_are_told_one_by_one(node: Node) -> None:
+    node.until(lambda: listed(node) == [], "those of earlier tests have ended")
     with contextlib.ExitStack() as stack:
         inodes = set()
         for _ in range(1000):
