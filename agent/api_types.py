@@ -308,6 +308,8 @@ class ServiceShown(ServiceRow):
 
     health: CheckRule | None
     quic: ConnectionIds | None
+    sockets: bool
+    redirect: bool
     idle_s: dict[str, float]
     backends: list[BackendRow]
 

@@ -109,6 +109,7 @@ async def service(node: Node, found: Service) -> Json:
         "config_id": found.quic.config_id,
         "nonce_length": found.quic.nonce_length,
     }
+    shown["sockets"], shown["redirect"] = found.sockets, found.redirect
     shown["idle_s"] = {p: getattr(found, f"{p}_idle_s") for p in shown["protocols"]}
     shown["backends"] = await backends(node, [found])
     return shown

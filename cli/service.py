@@ -81,6 +81,8 @@ def show(options: Options, name: str) -> None:
             ("idle", ", ".join(f"{p} {s:g} s" for p, s in found["idle_s"].items())),
             ("health", _check(check) if check else "not checked"),
             *([("quic", _quic(found["quic"]))] if found["quic"] else []),
+            *([("sockets", "see the VIP itself")] if not found["sockets"] else []),
+            *([("streams", "pass TCP by on this node")] if found["redirect"] else []),
         ]
     )
     print()

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -329,8 +330,13 @@ def test_monitor_arguments(host: Host) -> None:
 
 
 def test_ctrl_c_ends_the_monitor_well(host: Host) -> None:
+    def has_asked() -> bool:
+        """It has a socket: before that Python itself is being started."""
+        files = Path(f"/proc/{watcher.pid}/fd")
+        return any(str(path.readlink()).startswith("socket:") for path in files.iterdir())
+
     with watching(host) as watcher:
-        time.sleep(1)
+        host.until(has_asked, "the monitor asks")
         watcher.send_signal(signal.SIGINT)
         assert watcher.communicate(timeout=10) == ("", "")
     assert watcher.returncode == 0

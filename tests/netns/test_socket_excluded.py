@@ -211,6 +211,8 @@ def test_a_service_whose_vip_sockets_see(node: Node) -> None:
     assert node.calls()["PASS_SERVICE"] == before + 3
     assert node.json("status")["sockets"]["excluded_services"] == ["apart"]
     assert "not to apart\n" in node.shunt("status").out
+    assert node.json("service", "show", "apart")["sockets"] is False
+    assert "see the VIP itself" in node.shunt("service", "show", "apart").out
     node.write("apart", APART_SERVICE)
     node.until(lambda: is_translated(talk(node, "", APART)), "is live")
     assert node.json("status")["sockets"]["excluded_services"] == []
