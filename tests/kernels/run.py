@@ -58,7 +58,7 @@ PYTEST = (
     *("--durations=20", "--tb=short", "--junit-xml=/job/results/junit.xml"),
     *LEFT_OUT,
     "tests/packets",
-    *(f"{NETNS}{what}.py" for what in ("datapath", "decap", "features", "geneve", "handover")),
+    *(f"{NETNS}{what}.py" for what in ("datapath", "decap", "features", "handover")),
     *(f"{NETNS}{what}.py" for what in ("netdev", "netlink", "nexthops", "sctp", "stale_methods")),
     *(f"{NETNS}{what}.py" for what in ("tc_attach", "trunk")),
 )
