@@ -93,11 +93,28 @@ def gone(node: Node) -> Iterator[None]:
         serve(node, 1, 2)
 
 
+def need_sock_destroy() -> None:
+    if not features.sock_destroy().present:
+        pytest.skip("needs sock_destroy: it came with 6.5")
+
+
 @pytest.fixture(params=list(Method))
 def by(request: pytest.FixtureRequest) -> Method:
-    if request.param is Method.ITERATOR and not features.sock_destroy().present:
-        pytest.skip("needs sock_destroy: it came with 6.5")
+    if request.param is Method.ITERATOR:
+        need_sock_destroy()
     return Method(request.param)
+
+
+def test_programs_close_some_where_the_kernel_lets_them(node: Node, maps: dict[str, Map]) -> None:
+    """One case, which every guest runs: of the tests below each runs some."""
+    need_sock_destroy()
+    with contextlib.ExitStack() as stack:
+        udp = Sockets(stack, node, VIP, UDP)
+        with gone(node):
+            swept_away = swept(node, maps, Method.ITERATOR, tcp=False)
+            assert swept_away.closed == {Protocol.UDP: len(udp.of["be2"])}
+            assert udp.fates("be2") == {errno.ECONNABORTED}
+        assert udp.answered("be1")
 
 
 @pytest.mark.parametrize("vip", [VIP, MAPPED, VIP6], ids=["4", "mapped", "6"])
