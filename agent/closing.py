@@ -125,7 +125,7 @@ class Closing:
         return not self._ended.is_set()
 
     async def _load(self) -> None:
-        """Follow what `cover` said last."""
+        """Follow what `follow_settings` said last."""
         if self._anew is None:
             return
         anew, self._anew = self._anew, None

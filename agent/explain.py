@@ -7,8 +7,6 @@ import asyncio
 import base64
 import binascii
 import socket
-from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -19,6 +17,7 @@ from shunt.agent.node import Node
 from shunt.agent.samples import describe
 from shunt.agent.service_views import Json
 from shunt.agent.step_views import Teller
+from shunt.agent.twin import Twin
 from shunt.agent.views import error
 from shunt.kern.tc import Direction
 from shunt.lb.errors import ShuntError
@@ -31,49 +30,23 @@ from shunt.xdp.hook_source import Position
 BATCH = 20
 
 
-class _Twin:
-    """A dry program, loaded when it is asked for first, and again for each new live one."""
-
-    def __init__(self, config: Callable[[], Any], load: Callable[[], DryRun]) -> None:
-        """`config` is of the live program, another object with each load of it."""
-        self._config, self._load = config, load
-        self._dry: DryRun | None = None
-        self._of: object = None
-        self._loading = asyncio.Lock()
-
-    def close(self) -> None:
-        if self._dry is not None:
-            self._dry.close()
-            self._dry = None
-
-    async def ready(self) -> DryRun:
-        """Raises: ShuntError if the kernel refuses the program."""
-        async with self._loading:
-            while self._dry is None or self._of is not self._config():
-                self.close()
-                self._of = self._config()
-                # The verifier takes most of a second over it.
-                self._dry = await asyncio.to_thread(self._load)
-        return self._dry
-
-
 class Explainer:
     """XDP's dry program, and TC's on the way in and out."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         # The node comes to have its programs later than this.
-        self._xdp = _Twin(lambda: node.datapath.config, self._load_xdp)
+        self._xdp = Twin(lambda: node.datapath.config, self._load_xdp)
         self._tc = {way: self._translation(way) for way in Direction}
 
     def _load_xdp(self) -> DryRun:
         return self.node.datapath.dry_run()
 
-    def _translation(self, way: Direction) -> _Twin:
+    def _translation(self, way: Direction) -> Twin[DryRun]:
         def live() -> Translation:
             return self.node.translating.translation
 
-        return _Twin(lambda: live().config, lambda: live().dry_run(way))
+        return Twin(lambda: live().config, lambda: live().dry_run(way))
 
     def close(self) -> None:
         """Unload them."""
@@ -118,7 +91,7 @@ class Explainer:
             problem = ShuntError(f"interface {chosen} has gone", str(e), "see `ip link`")
             raise Refused(404, problem) from e
 
-    def _twins(self, leaving: bool) -> list[_Twin]:
+    def _twins(self, leaving: bool) -> list[Twin[DryRun]]:
         """The programs that see a packet, one after the other."""
         assert self.node.configuration is not None
         needed = self.node.translating.needed
@@ -133,7 +106,7 @@ class Explainer:
     def _hooks(self) -> list[Json]:
         return [_unrun(*hook) for hook in hooks.in_force(self.node.datapath.bpffs)]
 
-    async def _explain(self, twins: list[_Twin], frame: bytes, ifindex: int) -> Json:
+    async def _explain(self, twins: list[Twin[DryRun]], frame: bytes, ifindex: int) -> Json:
         """By the last program that has something to say."""
         found: Json = {}
         for twin in twins:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from shunt.agent.node import Node
 from shunt.agent.options import SET_BITS
 from shunt.agent.service_views import Json, names
 from shunt.agent.step_views import Teller, Told
+from shunt.agent.twin import Twin
 from shunt.kern import cgroup, namespace
 from shunt.lb import slots as slot
 from shunt.lb.compile import mapped, unmapped
@@ -53,19 +53,28 @@ UNASKED = ("PASS_CHECK", "PASS_BIND", "REFUSED_NO_MEMORY", "REFUSED_NODE_PORT")
 
 
 class SocketExplainer:
-    """The dry program, loaded when it is asked for first, and again for each live one."""
+    """The dry program of sockets' calls."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self._dry: DrySockets | None = None
-        self._of: object = None
-        self._loading = asyncio.Lock()
+        self._twin = Twin(self._live, self._load)
 
     def close(self) -> None:
         """Unload it."""
-        if self._dry is not None:
-            self._dry.close()
-            self._dry = None
+        self._twin.close()
+
+    def _live(self) -> object:
+        """Raises: Refused while no call is translated."""
+        sockets = self.node.sockets
+        if not sockets.maps:
+            why = f"sockets are covered by nothing: `sockets: {sockets.scope}`"
+            fix = "see `shunt status`; every call sees VIPs as they are"
+            raise Refused(409, ShuntError("no call is translated", why, fix))
+        return sockets.maps["sock_clients"]
+
+    def _load(self) -> DrySockets:
+        sockets = self.node.sockets
+        return DrySockets(self.node.datapath.maps, sockets.maps, excludes=bool(sockets.excluded))
 
     async def respond(self, request: web.Request) -> web.Response:
         """Explain one call."""
@@ -79,25 +88,8 @@ class SocketExplainer:
             raise _senseless(str(e)) from e
         if wanted.call == "sendto" and wanted.protocol != "udp":
             raise _senseless("sendto is UDP's")
-        dry = await self._ready()
+        dry = await self._twin.ready()
         return answer(_Call(self.node, wanted, vip, source).decided(dry))
-
-    async def _ready(self) -> DrySockets:
-        sockets = self.node.sockets
-        async with self._loading:
-            # Looked at anew, since the settings may change while the program is being loaded.
-            while self._dry is None or self._of is not sockets.maps.get("sock_clients"):
-                self.close()
-                own = sockets.maps
-                if not own:
-                    why = f"sockets are covered by nothing: `sockets: {sockets.scope}`"
-                    fix = "see `shunt status`; every call sees VIPs as they are"
-                    raise Refused(409, ShuntError("no call is translated", why, fix))
-                self._of = own["sock_clients"]
-                self._dry = DrySockets(
-                    self.node.datapath.maps, own, excludes=bool(sockets.excluded)
-                )
-        return self._dry
 
 
 class _Call(Teller):

@@ -22,6 +22,7 @@ from shunt.lb.errors import ShuntError
 
 KERNEL_MIN = (6, 1)
 MODULES = Path("/lib/modules")
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 # linux/capability.h
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
@@ -103,7 +104,7 @@ def bpf_syscall() -> Feature:
     )
 
 
-def btf(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+def btf(path: Path = VMLINUX) -> Feature:
     present = path.is_file()
     return Feature(
         "btf",
@@ -199,7 +200,7 @@ def xdp_features() -> Feature:
 _TRACEPOINTS = ("xdp_exception", "xdp_bulk_tx", "xdp_redirect_err", "xdp_devmap_xmit")
 
 
-def xdp_tracepoints(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+def xdp_tracepoints(path: Path = VMLINUX) -> Feature:
     """Whether the kernel tells, typed, what became of frames that XDP sent."""
     types = path.read_bytes() if path.is_file() else b""
     missing = [n for n in _TRACEPOINTS if b"\0btf_trace_%s\0" % n.encode() not in types]
@@ -223,44 +224,46 @@ def cgroup2(mountinfo: Path = cgroup.MOUNTINFO) -> Feature:
     return Feature("cgroup2", True, needed=False, why=f"cgroup v2 is mounted on {found}")
 
 
-def socket_hooks(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+def _by_type(
+    name: str, symbol: str, path: Path, what: str, fix: str, seen: tuple[str, str]
+) -> Feature:
+    """By a name among the kernel's types. `seen` says in words that it is there, or is not."""
+    present = path.is_file() and b"\0%s\0" % symbol.encode() in path.read_bytes()
+    return Feature(name, present, False, f"{path} {seen[0 if present else 1]} {symbol}", what, fix)
+
+
+_LISTED = "lists", "does not list"
+_STRUCT = "has struct", "has no struct"
+
+
+def socket_hooks(path: Path = VMLINUX) -> Feature:
     """Whether the kernel asks programs about the addresses of sockets' calls."""
-    function = "__cgroup_bpf_run_filter_sock_addr"
-    present = path.is_file() and b"\0%s\0" % function.encode() in path.read_bytes()
-    return Feature(
-        "socket_hooks",
-        present,
-        needed=False,
-        why=f"{path} {'lists' if present else 'does not list'} {function}",
+    return _by_type(
+        *("socket_hooks", "__cgroup_bpf_run_filter_sock_addr", path),
         what="processes of this host cannot be given backends at connect()",
         fix="boot a kernel with CONFIG_CGROUP_BPF (every Debian kernel has it), or set"
         " `sockets: off`",
+        seen=_LISTED,
     )
 
 
-def mptcp(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+def mptcp(path: Path = VMLINUX) -> Feature:
     """Whether sockets of Multipath TCP are to be told from what they are made of."""
-    present = path.is_file() and b"\0mptcp_sock\0" in path.read_bytes()
-    return Feature(
-        "mptcp",
-        present,
-        needed=False,
-        why=f"{path} {'has' if present else 'has no'} struct mptcp_sock",
+    return _by_type(
+        *("mptcp", "mptcp_sock", path),
         what="no process of this host can use Multipath TCP",
         fix="nothing is lost by it here; kernels with CONFIG_MPTCP have it (every Debian kernel)",
+        seen=_STRUCT,
     )
 
 
-def sock_destroy(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+def sock_destroy(path: Path = VMLINUX) -> Feature:
     """Whether programs that go through sockets may close them."""
-    present = path.is_file() and b"\0bpf_sock_destroy\0" in path.read_bytes()
-    return Feature(
-        "sock_destroy",
-        present,
-        needed=False,
-        why=f"{path} {'lists' if present else 'does not list'} bpf_sock_destroy",
+    return _by_type(
+        *("sock_destroy", "bpf_sock_destroy", path),
         what="connections to backends that have gone are closed by socket diagnostics",
         fix="nothing is lost by it; Linux 6.5 and later have it",
+        seen=_LISTED,
     )
 
 
@@ -278,28 +281,22 @@ def diag_destroy(works: Callable[[], str] = sock_diag.refusal) -> Feature:
     )
 
 
-def socket_maps(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
+def socket_maps(path: Path = VMLINUX) -> Feature:
     """Whether sockets can be put into maps, and messages redirected from one to another."""
-    present = path.is_file() and b"\0sk_psock\0" in path.read_bytes()
-    return Feature(
-        "socket_maps",
-        present,
-        needed=False,
-        why=f"{path} {'has' if present else 'has no'} struct sk_psock",
+    return _by_type(
+        *("socket_maps", "sk_psock", path),
         what="streams between sockets of this host cannot be redirected (`redirect: on`)",
         fix="boot a kernel with CONFIG_NET_SOCK_MSG (every Debian kernel has it)",
+        seen=_STRUCT,
     )
 
 
-def tcx(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Feature:
-    present = path.is_file() and b"\0tcx_link\0" in path.read_bytes()
-    return Feature(
-        "tcx",
-        present,
-        needed=False,
-        why=f"{path} {'has' if present else 'has no'} struct tcx_link",
+def tcx(path: Path = VMLINUX) -> Feature:
+    return _by_type(
+        *("tcx", "tcx_link", path),
         what="TC programs are attached as filters of a clsact qdisc",
         fix="nothing is lost by it; Linux 6.6 and later have links for them",
+        seen=_STRUCT,
     )
 
 

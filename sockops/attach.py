@@ -7,8 +7,6 @@ is pinned goes on while no agent runs.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +17,10 @@ from numpy.typing import NDArray
 from shunt.kern import cgroup, features, links, namespace
 from shunt.kern.btf import Btf
 from shunt.kern.maps import Map, spec_of_fd
-from shunt.kern.objects import Object, Program, open_pin, pin
-from shunt.lb.errors import ShuntError
+from shunt.kern.objects import Object, Program
 from shunt.lb.model import Settings
 from shunt.lb.slots import BACKEND_BITS
+from shunt.sockops import pinned
 
 OBJECT = Path(__file__).parent / "sock.bpf.o"
 FOLDER = "sockets"
@@ -110,19 +108,11 @@ class Sockets:
                 bits[i] = words[i]
 
     def _attach(self, obj: Object, root: Path, wanted: Iterable[str]) -> None:
-        pins = self.bpffs / FOLDER / "links"
-        pins.mkdir(exist_ok=True)
-        made: list[Path] = []
-        try:
-            for name in wanted:
-                path, program = pins / name, obj.programs[name]
-                if not links.swap_cgroup(path, program.fd, cgroup.identity(root)):
-                    links.attach_cgroup_pin(program.fd, root, obj.attach_type(name), path)
-                    made.append(path)
-        except OSError as e:
-            for path in reversed(made):
-                links.detach_pin(path)
-            raise _refused(root, e) from e
+        pinned.attach(
+            *(obj, wanted, root, self.bpffs / FOLDER / "links"),
+            what="the sockets of this host cannot be covered",
+            instead="set `sockets: off`",
+        )
 
     def covers_host(self) -> bool:
         """Whether they are attached to the root of all control groups, or to a container's part."""
@@ -135,18 +125,7 @@ class Sockets:
         """Whether the kernel has all of them where they belong, now."""
         if self._obj is None or self.cgroup is None:
             return False
-        try:
-            home = cgroup.identity(self.cgroup)
-            for name, program in self._obj.programs.items():
-                fd = open_pin(self.bpffs / FOLDER / "links" / name)
-                try:
-                    if links.cgroup_info(fd) != (home, program.id()):
-                        return False
-                finally:
-                    os.close(fd)
-        except OSError:
-            return False
-        return True
+        return pinned.are_attached(self._obj.programs, self.cgroup, self.bpffs / FOLDER / "links")
 
     def reasons(self) -> dict[str, int]:
         """How often a call ended in which way, by the names of enum sock_reason."""
@@ -218,61 +197,20 @@ def _load(
         config["check_mark"] = settings.check_mark << BACKEND_BITS
         config["excludes"] = bool(settings.sockets_exclude)
         obj.keep_programs(*programs)
-        pins.mkdir(parents=True, exist_ok=True)
-        there = {name for name in OWN_MAPS if (pins / name).exists()}
-        for name in [*there]:
-            if not _reuse(obj, name, pins / name):
-                there.remove(name)
-        obj.load()
-        for name in OWN_MAPS:
-            if name not in there:
-                pin(obj.maps[name].fd, pins / name)
+        pinned.load_on(obj, pins, OWN_MAPS, goes_on=lambda name, fd: _goes_on(obj, name, fd))
     except BaseException:
         obj.close()
         raise
     return obj
 
 
-def _reuse(obj: Object, name: str, path: Path) -> bool:
-    """Go on with a pinned map. Counts of a version that had other reasons begin anew."""
-    fd = open_pin(path)
-    try:
-        if name == COUNTS and spec_of_fd(fd, obj.spec(name)) != obj.spec(name):
-            path.unlink()
-            return False
-        obj.reuse(name, fd, str(path))
-    finally:
-        os.close(fd)
-    return True
-
-
-def _refused(root: Path, e: OSError) -> ShuntError:
-    why = {
-        errno.EPERM: "a program there lets none be beside it, or CAP_NET_ADMIN is missing",
-        errno.E2BIG: "as many programs as the kernel allows are there",
-    }.get(e.errno or 0, e.strerror or str(e))
-    return ShuntError(
-        f"the sockets of this host cannot be covered from {root}",
-        why,
-        f"see who is there: bpftool cgroup show {root}; or set `sockets: off`",
-    )
+def _goes_on(obj: Object, name: str, fd: int) -> bool:
+    """Counts of a version that had other reasons begin anew."""
+    return name != COUNTS or spec_of_fd(fd, obj.spec(name)) == obj.spec(name)
 
 
 def cleanup(bpffs: Path) -> list[str]:
     """Detach all of them and remove the pins; says what it removed."""
-    removed = []
     directory = bpffs / FOLDER
-    for name in reversed((*PROGRAMS, *BINDS)):
-        path = directory / "links" / name
-        if path.exists():
-            links.detach_pin(path)
-            removed.append(str(path))
-    for name in OWN_MAPS:
-        path = directory / "maps" / name
-        if path.exists():
-            path.unlink()
-            removed.append(str(path))
-    for path in (directory / "links", directory / "maps", directory):
-        if path.is_dir():
-            path.rmdir()
-    return removed
+    removed = pinned.detach(directory, reversed((*PROGRAMS, *BINDS)))
+    return removed + pinned.remove(directory, OWN_MAPS)

@@ -8,17 +8,10 @@
 #include "kernel_stream.h"
 #include "memory.h"
 #include "packet.h"
+#include "storage.h"
 
 ARRAY_MAP(backends, struct backend_val, 1024, BPF_F_MMAPABLE);
 PERCPU_MAP(stream_events, struct stream_count, STREAM_EVENTS);
-
-#define SOCKET_STORAGE(NAME, VALUE)                    \
-	struct {                                       \
-		__uint(type, BPF_MAP_TYPE_SK_STORAGE); \
-		__uint(map_flags, BPF_F_NO_PREALLOC);  \
-		__type(key, int);                      \
-		__type(value, VALUE);                  \
-	} NAME SEC(".maps")
 
 SOCKET_STORAGE(sock_peers, struct sock_flow); /* kept.h: what connect() gave a socket */
 SOCKET_STORAGE(sock_streams, struct stream_val);

@@ -4,14 +4,7 @@
 #define SHUNT_KEPT_H
 
 #include "choose.h"
-
-#define SOCKET_STORAGE(NAME, VALUE)                    \
-	struct {                                       \
-		__uint(type, BPF_MAP_TYPE_SK_STORAGE); \
-		__uint(map_flags, BPF_F_NO_PREALLOC);  \
-		__type(key, int);                      \
-		__type(value, VALUE);                  \
-	} NAME SEC(".maps")
+#include "storage.h"
 
 /* Not hashes by the socket's cookie: those would have to be emptied when sockets close, or let
  * sockets of others push out what a live one needs. */

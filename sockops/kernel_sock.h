@@ -1,50 +1,35 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What is read of the kernel's own types: where each field stands is found when a program is loaded. */
+/* Of the kernel's types, those that calls of sockets are looked at with, and lists are made of. */
 #ifndef SHUNT_KERNEL_SOCK_H
 #define SHUNT_KERNEL_SOCK_H
 
-#include <linux/types.h>
-
-#define KERNELS __attribute__((preserve_access_index))
+#include "kernel_types.h"
 
 struct seq_file;
 
-struct ns_common {
-	unsigned int inum;
-} KERNELS;
-
-struct net {
-	__u64 net_cookie;
-	struct ns_common ns;
-} KERNELS;
-
 struct kernfs_node {
 	__u64 id;
-} KERNELS;
+} KERNEL_TYPE;
 
 struct cgroup {
 	struct kernfs_node *kn;
-} KERNELS;
+} KERNEL_TYPE;
 
 struct inode {
 	unsigned long i_ino;
-} KERNELS;
+} KERNEL_TYPE;
 
 struct file {
 	struct inode *f_inode;
-} KERNELS;
+} KERNEL_TYPE;
 
 struct socket {
 	struct file *file;
-} KERNELS;
+} KERNEL_TYPE;
 
 struct in6_words {
 	__u32 word[4];
 };
-
-typedef struct {
-	struct net *net;
-} possible_net_t;
 
 typedef struct {
 	unsigned int val;
@@ -58,11 +43,11 @@ struct sock_common {
 	unsigned char skc_ipv6only : 1;
 	possible_net_t skc_net;
 	struct in6_words skc_v6_rcv_saddr;
-} KERNELS;
+} KERNEL_TYPE;
 
 struct sock_cgroup_data {
 	struct cgroup *cgroup;
-} KERNELS;
+} KERNEL_TYPE;
 
 /* A struct tcp_sock or udp6_sock begins with it. */
 struct sock {
@@ -71,17 +56,17 @@ struct sock {
 	kuid_t sk_uid;
 	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
-} KERNELS;
+} KERNEL_TYPE;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
-} KERNELS;
+} KERNEL_TYPE;
 
 struct bpf_iter__bpf_sk_storage_map {
 	struct bpf_iter_meta *meta;
 	void *map;
 	struct sock *sk;
 	void *value;
-} KERNELS;
+} KERNEL_TYPE;
 
 #endif

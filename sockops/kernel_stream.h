@@ -8,7 +8,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
-#define KERNEL_TYPE __attribute__((preserve_access_index))
+#include "kernel_types.h"
 
 struct list_head {
 	struct list_head *next;

@@ -11,21 +11,7 @@
 
 #include "address.h"
 #include "kept.h"
-
-/* Of the kernel's own types, what is read here; offsets are relocated when it is loaded. */
-#define KERNEL_TYPE __attribute__((preserve_access_index))
-
-struct ns_common {
-	unsigned int inum;
-} KERNEL_TYPE;
-
-struct net {
-	struct ns_common ns;
-} KERNEL_TYPE;
-
-typedef struct {
-	struct net *net;
-} possible_net_t;
+#include "kernel_types.h"
 
 typedef struct {
 	__s64 counter;

@@ -9,15 +9,14 @@ byte of the others is lost: they are told to go on by TCP before.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from shunt.kern import cgroup, links
 from shunt.kern.maps import Map, empty
-from shunt.kern.objects import Object, Program, open_pin, pin
+from shunt.kern.objects import Object, Program
 from shunt.lb.errors import ShuntError
+from shunt.sockops import pinned
 
 OBJECT = Path(__file__).parent / "stream.bpf.o"
 FOLDER = "streams"
@@ -94,18 +93,8 @@ class Streams:
         """Whether the kernel has all of them where they belong, now."""
         if self._obj is None or self.cgroup is None:
             return False
-        try:
-            home = cgroup.identity(self.cgroup)
-            for name in ATTACHED:
-                fd = open_pin(self.bpffs / FOLDER / "links" / name)
-                try:
-                    if links.cgroup_info(fd) != (home, self._obj.programs[name].id()):
-                        return False
-                finally:
-                    os.close(fd)
-        except OSError:
-            return False
-        return True
+        programs = {name: self._obj.programs[name] for name in ATTACHED}
+        return pinned.are_attached(programs, self.cgroup, self.bpffs / FOLDER / "links")
 
     def events(self) -> dict[str, tuple[int, int]]:
         """What became of connections and messages: (times, bytes) by enum stream_event."""
@@ -149,20 +138,11 @@ def load(path: Path, pins: Path, shared: Mapping[str, Map]) -> Object:
             obj.reuse(name, other.fd, name)
         config = obj.variable(".rodata", "config")
         config["messages"], config["bytes"] = BUDGET_MESSAGES, BUDGET_BYTES
-        pins.mkdir(parents=True, exist_ok=True)
-        there = {name for name in OWN_MAPS if (pins / name).exists()}
-        for name in there:
-            fd = open_pin(pins / name)
-            try:
-                obj.reuse(name, fd, str(pins / name))
-            finally:
-                os.close(fd)
-        obj.load()
-        # Those that are in the map keep the program that they came with.
-        links.attach_verdict(obj.programs[VERDICT].fd, obj.maps["sock_ends"].fd)
-        for name in OWN_MAPS:
-            if name not in there:
-                pin(obj.maps[name].fd, pins / name)
+        pinned.load_on(
+            *(obj, pins, OWN_MAPS),
+            # Those that are in the map keep the program that they came with.
+            loaded=lambda: links.attach_verdict(obj.programs[VERDICT].fd, obj.maps["sock_ends"].fd),
+        )
     except BaseException:
         obj.close()
         raise
@@ -174,26 +154,11 @@ def attach(obj: Object, root: Path, pins: Path) -> None:
 
     Raises: ShuntError. What was attached here is detached again.
     """
-    pins.mkdir(parents=True, exist_ok=True)
-    made: list[Path] = []
-    try:
-        for name in ATTACHED:
-            program, path = obj.programs[name], pins / name
-            if not links.swap_cgroup(path, program.fd, cgroup.identity(root)):
-                links.attach_cgroup_pin(program.fd, root, obj.attach_type(name), path)
-                made.append(path)
-    except OSError as e:
-        for path in reversed(made):
-            links.detach_pin(path)
-        why = {
-            errno.EPERM: "a program there lets none be beside it, or CAP_NET_ADMIN is missing",
-            errno.E2BIG: "as many programs as the kernel allows are there",
-        }.get(e.errno or 0, e.strerror or str(e))
-        raise ShuntError(
-            f"no stream of this host can be redirected from {root}",
-            why,
-            f"see who is there: bpftool cgroup show {root}; or leave `redirect` off",
-        ) from e
+    pinned.attach(
+        *(obj, ATTACHED, root, pins),
+        what="no stream of this host can be redirected",
+        instead="leave `redirect` off",
+    )
 
 
 def _opt_in(optins: Map, services: Collection[int]) -> None:
@@ -210,20 +175,7 @@ def _opt_in(optins: Map, services: Collection[int]) -> None:
 def cleanup(bpffs: Path) -> list[str]:
     """Detach all of them and remove the pins; says what it removed."""
     directory = bpffs / FOLDER
-    removed = []
-    for name in reversed(ATTACHED):
-        path = directory / "links" / name
-        if path.exists():
-            links.detach_pin(path)
-            removed.append(str(path))
+    removed = pinned.detach(directory, reversed(ATTACHED))
     # Sockets that live on keep this map, in which no service is any more.
     empty(directory / "maps" / "stream_optins")
-    for name in OWN_MAPS:
-        path = directory / "maps" / name
-        if path.exists():
-            path.unlink()
-            removed.append(str(path))
-    for path in (directory / "links", directory / "maps", directory):
-        if path.is_dir():
-            path.rmdir()
-    return removed
+    return removed + pinned.remove(directory, OWN_MAPS)

@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from shunt.kern import links
+from shunt.kern import links, namespace
 from shunt.kern.objects import Object, Program
 
 OBJECT = Path(__file__).parent / "trace.bpf.o"
@@ -37,7 +37,7 @@ class Trace:
         self._obj = Object(OBJECT)
         try:
             config = self._obj.variable(".rodata", "config")
-            config["netns_inum"] = Path("/proc/thread-self/ns/net").stat().st_ino
+            config["netns_inum"] = namespace.inode()
             self._obj.load()
             self._kinds = self._obj.btf.enum("loss", "LOSS_")
             for program in self._obj.programs.values():

@@ -14,6 +14,7 @@ from shunt.xdp import decap
 from tests.netns.decap_pair import DEVICE, backend_and_balancer
 from tests.netns.own_vips import named
 from tests.netns.shunt_host import ABSENT, Host, a_host
+from tests.netns.stream_forms import Plain, plain
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -64,3 +65,10 @@ def attach(pair: tuple[Namespace, Namespace], bpffs: Path) -> Callable[..., deca
             return decap.attach(DEVICE, sources, mode, bpffs)
 
     return attach
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Plain]:
+    """Streams that are redirected without a guard."""
+    with plain() as form:
+        yield form

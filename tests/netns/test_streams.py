@@ -32,22 +32,13 @@ from tests.netns.stream_forms import (
     listening,
     made,
     pair,
-    plain,
     read_all,
 )
 
 SOL, TCP = socket.SOL_SOCKET, socket.IPPROTO_TCP
 SMALL_BUFFERS = ((SOL, socket.SO_SNDBUF, 65536), (SOL, socket.SO_RCVBUF, 65536))
-LOWAT = (SOL, socket.SO_RCVLOWAT, 10)
-ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # asm-generic/socket.h; Python does not have them
 MEGABYTE = 1 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; Python does not have them
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Plain]:
-    with plain() as form:
-        yield form
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.netns.stream_forms import LEFT_VIP, Guarded, Plain, fill, guarded, pair, plain, read_all
+from tests.netns.stream_forms import LEFT_VIP, Guarded, Plain, fill, guarded, pair, read_all
 
 SOL = socket.SOL_SOCKET
 LOWAT = (SOL, socket.SO_RCVLOWAT, 10)
 ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # asm-generic/socket.h; Python does not have them
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Plain]:
-    with plain() as form:
-        yield form
 
 
 @pytest.fixture(scope="module")

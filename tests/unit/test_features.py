@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probes, shown hosts that lack things."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,38 +139,28 @@ def test_no_control_groups_of_version_2(tmp_path: Path) -> None:
     assert "mount -t cgroup2" in feature.fix
 
 
-def test_socket_maps(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("probe", "symbol", "other"),
+    [
+        (features.socket_maps, "sk_psock", "sk_psock_link"),
+        (
+            features.socket_hooks,
+            "__cgroup_bpf_run_filter_sock_addr",
+            "__cgroup_bpf_run_filter_sock_ops",
+        ),
+        (features.mptcp, "mptcp_sock", "mptcp_sock_ops"),
+        (features.sock_destroy, "bpf_sock_destroy", "bpf_sock_destroy_all"),
+    ],
+)
+def test_what_the_kernels_types_tell(
+    tmp_path: Path, probe: Callable[[Path], Feature], symbol: str, other: str
+) -> None:
     vmlinux = tmp_path / "vmlinux"
-    assert_absent(features.socket_maps(vmlinux), needed=False)
-    vmlinux.write_bytes(b"\0sk_psock\0")
-    assert features.socket_maps(vmlinux).present
-    vmlinux.write_bytes(b"\0sk_psock_link\0")
-    assert_absent(features.socket_maps(vmlinux), needed=False)
-
-
-def test_socket_hooks(tmp_path: Path) -> None:
-    vmlinux = tmp_path / "vmlinux"
-    assert_absent(features.socket_hooks(vmlinux), needed=False)
-    vmlinux.write_bytes(b"\0__cgroup_bpf_run_filter_sock_addr\0")
-    assert features.socket_hooks(vmlinux).present
-    vmlinux.write_bytes(b"\0__cgroup_bpf_run_filter_sock_ops\0")
-    assert_absent(features.socket_hooks(vmlinux), needed=False)
-
-
-def test_mptcp(tmp_path: Path) -> None:
-    vmlinux = tmp_path / "vmlinux"
-    assert_absent(features.mptcp(vmlinux), needed=False)
-    vmlinux.write_bytes(b"\0mptcp_sock\0")
-    assert features.mptcp(vmlinux).present
-    vmlinux.write_bytes(b"\0mptcp_sock_ops\0")
-    assert_absent(features.mptcp(vmlinux), needed=False)
-
-
-def test_sock_destroy(tmp_path: Path) -> None:
-    vmlinux = tmp_path / "vmlinux"
-    assert_absent(features.sock_destroy(vmlinux), needed=False)
-    vmlinux.write_bytes(b"\0bpf_sock_destroy\0")
-    assert features.sock_destroy(vmlinux).present
+    assert_absent(probe(vmlinux), needed=False)
+    vmlinux.write_bytes(b"\0%s\0" % symbol.encode())
+    assert probe(vmlinux).present
+    vmlinux.write_bytes(b"\0%s\0" % other.encode())
+    assert_absent(probe(vmlinux), needed=False)
 
 
 def test_diag_destroy() -> None:
