@@ -28,8 +28,6 @@ from shunt.lb.errors import ShuntError
 from shunt.lb.model import IPAddress, Protocol
 from shunt.sockops.dry import DrySockets
 
-IPV4, IPV6 = 1, 2  # enum sock_family
-LEVELS = 32  # CGROUP_LEVELS
 VERDICTS = {"PASS": "pass", "TO_BACKEND": "translate", "REFUSED": "refuse"}
 
 # What a reason means for who asks why, but those that no question leads to.
@@ -153,13 +151,15 @@ class _Call(Teller):
 
     def _families(self) -> int:
         """As families_of() of sockops/client.h, and sendmsg() of either family."""
+        family: Any = self.node.sockets.btf.enum("sock_family", "SOCK_")
         if self.vip.version == 4:
-            return IPV4
+            return int(family.IPV4)
         if self.asked.call == "sendto":
-            return IPV4 if _is_mapped(self.vip) else IPV6
+            return int(family.IPV4 if _is_mapped(self.vip) else family.IPV6)
         if self.source is None or not int(self.source):
-            return IPV4 | IPV6
-        return IPV4 if self.source.version == 4 or _is_mapped(self.source) else IPV6
+            return int(family.IPV4 | family.IPV6)
+        one = self.source.version == 4 or _is_mapped(self.source)
+        return int(family.IPV4 if one else family.IPV6)
 
     def _groups(self) -> list[int]:
         root, path = self.node.sockets.cgroup, self.asked.cgroup
@@ -168,7 +168,7 @@ class _Call(Teller):
         try:
             if ".." in path.split("/"):
                 raise ValueError("`..` names none")
-            return cgroup.line(root, path)[:LEVELS]
+            return cgroup.line(root, path)
         except (OSError, ValueError) as e:
             problem = ShuntError(
                 f"there is no control group {path[:80]!r}",

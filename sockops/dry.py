@@ -52,10 +52,12 @@ class DrySockets:
     def ask(self, cgroups: Sequence[int] = (), **fields: Any) -> tuple[Any, tuple[Step, ...]]:
         """What struct sock_ask of these fields is answered with (struct sock_answer), and the way.
 
-        `cgroups`: ids of the process's control group and those above it, the outermost first.
+        `cgroups`: ids of the process's control group and those above it, the outermost first; as
+        many as the programs look at count.
         """
         context = np.zeros((), self._try)
-        context["cgroups"][: len(cgroups)] = cgroups
+        looked_at = context["cgroups"][: len(cgroups)]
+        looked_at[:] = cgroups[: len(looked_at)]
         for name, value in fields.items():
             context["ask"][name] = value
         self._trace["count"] = 0
