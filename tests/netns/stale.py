@@ -8,6 +8,7 @@ import errno
 import os
 import resource
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from tests.netns.socket_node import BE1, BE2, SIX1, SIX2, Node, say
@@ -55,10 +56,13 @@ def closing(node: Node) -> Any:
     return node.shunt("status", "-o", "json").json["sockets"]["closing"]
 
 
-def sweeps(node: Node, more: int = 1) -> None:
-    """Wait for so many that have begun since."""
+@contextlib.contextmanager
+def swept(node: Node, times: int) -> Iterator[None]:
+    """So many sweeps have ended since the beginning when this does. What leads to them is within: a
+    sweep may be over before whoever asked for it has its answer."""
     before = closing(node)["sweeps"]
-    node.until(lambda: closing(node)["sweeps"] >= before + more, "sweeps")
+    yield
+    node.until(lambda: closing(node)["sweeps"] >= before + times, "sweeps")
 
 
 def fate(sock: socket.socket) -> object:

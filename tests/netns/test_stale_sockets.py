@@ -32,11 +32,12 @@ from tests.netns.stale import (
     fate,
     only_stale,
     serve,
-    sweeps,
+    swept,
 )
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 CHECKED = "203.0.113.10"
+BOTH = 2  # sweeps: a change's own, and the one a second after it
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +73,12 @@ def test_connected_datagram_sockets_of_a_removed_backend(node: Node, vip: str) -
         direct = [stack.enter_context(node.connected(itself, kind=kind)) for kind in (UDP, TCP)]
         sweeps_before = closing(node)
         assert (sweeps_before["udp"], sweeps_before["by"]) == (0, "iterator")
-        serve(node, 1)
-        aborted(node, udp.of["be2"])
-        for sock in udp.of["be2"]:
-            sock.connect((vip, 7))
-            assert say(sock) == "be1", "the same socket may connect again"
-        sweeps(node)
+        with swept(node, BOTH):
+            serve(node, 1)
+            aborted(node, udp.of["be2"])
+            for sock in udp.of["be2"]:
+                sock.connect((vip, 7))
+                assert say(sock) == "be1", "the same socket may connect again"
         assert udp.answered("be1")
         assert tcp.answered("be1")
         assert tcp.answered("be2")
@@ -144,8 +145,8 @@ def test_a_backend_that_fails_its_checks(node: Node) -> None:
 def test_a_drained_backend_keeps_what_it_has(node: Node) -> None:
     with contextlib.ExitStack() as stack:
         udp = Sockets(stack, node, VIP, UDP)
-        assert node.shunt("backend", "drain", "stale-four", BE2).code == 0
-        sweeps(node, 2)  # the change's own, and the one after it
+        with swept(node, BOTH):
+            assert node.shunt("backend", "drain", "stale-four", BE2).code == 0
         assert udp.answered("be2")
         assert closing(node)["udp"] == 0
 
@@ -208,8 +209,8 @@ def test_what_becomes_up_again_keeps_its_sockets(node: Node) -> None:
         udp = Sockets(stack, node, CHECKED, UDP)
         with without_be2(node):
             pass
-        node.settings(sockets={"close": "udp"})
-        sweeps(node)
+        with swept(node, 1):
+            node.settings(sockets={"close": "udp"})
         assert udp.answered("be2")
         assert closing(node)["udp"] == 0
 
@@ -237,11 +238,11 @@ def test_none_is_missed_in_a_storm(node: Node) -> None:
         for _ in range(3):
             serve(node, 1)
             serve(node, 1, 2)
-        serve(node, 1)
-        stop.set()
-        for thread in threads:
-            thread.join()
-        sweeps(node, 2)
+        with swept(node, BOTH):
+            serve(node, 1)
+            stop.set()
+            for thread in threads:
+                thread.join()
         alive = [sock for sock in made if fate(sock) is GOES_ON]
         assert {sock.getpeername() for sock in alive} == {(VIP, 7)}
         assert {say(sock) for sock in alive[-1500:]} == {"be1"}
