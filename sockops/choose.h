@@ -9,6 +9,7 @@
 #ifndef SHUNT_CHOOSE_H
 #define SHUNT_CHOOSE_H
 
+#include "abi_sockets.h"
 #include "frontend.h"
 
 /* A backend may go between its slot's being read and its own record, and of mixed families many

@@ -3,12 +3,16 @@
 #ifndef SHUNT_DIAL_H
 #define SHUNT_DIAL_H
 
+#include "abi_sockets.h"
+#include "abi_streams.h"
 #include "array_map.h"
 #include "count.h"
 #include "kernel_stream.h"
 #include "memory.h"
 #include "packet.h"
 #include "storage.h"
+
+const volatile struct stream_config config = {};
 
 ARRAY_MAP(backends, struct backend_val, 1024, BPF_F_MMAPABLE);
 PERCPU_MAP(stream_events, struct stream_count, STREAM_EVENTS);
@@ -45,6 +49,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct stream_optin);
 } stream_optins SEC(".maps");
+
+/* LRU: who is forgotten begins anew. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct stream_payer);
+} stream_payers SEC(".maps");
 
 /* The connection's record. A socket may be connected again, and the record is by its cookie: what is
  * left of the connection before must not find the new one's. */

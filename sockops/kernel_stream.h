@@ -58,6 +58,10 @@ struct tcp_sock {
 	bool is_mptcp;
 } KERNEL_TYPE;
 
+struct task_struct {
+	int tgid;
+} KERNEL_TYPE;
+
 enum sock_flags {
 	SOCK_ZEROCOPY = 1, /* relocated too */
 };

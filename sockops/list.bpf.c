@@ -7,7 +7,7 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
-#include "abi.h"
+#include "abi_sockets.h"
 #include "kernel_sock.h"
 #include "packet.h"
 

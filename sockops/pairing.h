@@ -7,7 +7,7 @@
 #ifndef SHUNT_PAIRING_H
 #define SHUNT_PAIRING_H
 
-#include "dial.h"
+#include "payer.h"
 
 /* When the state changes, and when a packet is sent: of a connection that is redirected there are
  * next to none. */
@@ -19,14 +19,18 @@ static __always_inline void on_dial(struct bpf_sock_ops *ctx, struct bpf_sock *s
 {
 	struct stream_dial_val dial = {.pair = bpf_get_socket_cookie(ctx)};
 	struct stream_dial_key key = {};
+	__u32 svc, payer = this_payer();
 	struct stream_val *stream;
-	__u32 svc;
 
 	/* Of a connection before, if it was one. */
 	bpf_sk_storage_delete(&sock_streams, sk);
 	svc = service_of(sk);
 	if (!svc || !may_redirect(svc))
 		return;
+	if (!may_pair(payer)) {
+		count_event(STREAM_LEFT_BRIEF, 0);
+		return;
+	}
 	stream = bpf_sk_storage_get(&sock_streams, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	dial_key(&key, ctx, true);
 	if (!stream || bpf_map_update_elem(&stream_dials, &key, &dial, BPF_ANY)) {
@@ -35,6 +39,7 @@ static __always_inline void on_dial(struct bpf_sock_ops *ctx, struct bpf_sock *s
 	}
 	stream->pair = dial.pair;
 	stream->svc = svc;
+	stream->payer = payer;
 	stream->side = STREAM_CLIENT;
 	stream->first_out = tp->write_seq + 1;
 }
@@ -65,7 +70,7 @@ static __always_inline __u32 enter(struct bpf_sock_ops *ctx, const struct stream
 static __always_inline __u32 enter_client(struct bpf_sock_ops *ctx, struct stream_val *stream,
 					  const struct tcp_sock *tp)
 {
-	struct stream_pair pair = {.svc = stream->svc};
+	struct stream_pair pair = {.svc = stream->svc, .payer = stream->payer};
 	struct stream_dial_key key = {};
 	struct stream_dial_val *dial;
 
@@ -118,6 +123,7 @@ static __always_inline __u32 enter_server(struct bpf_sock_ops *ctx, struct bpf_s
 		return STREAM_LEFT_FULL;
 	stream->pair = id;
 	stream->svc = pair->svc;
+	stream->payer = pair->payer;
 	stream->side = STREAM_SERVER;
 	stream->first_out = tp->write_seq;
 	stream->first_in = tp->rcv_nxt;
@@ -168,8 +174,10 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 	if (ctx->args[1] != BPF_TCP_CLOSE)
 		return;
 	stream = bpf_sk_storage_get(&sock_streams, sk, 0, 0);
-	if (stream && find_pair(stream))
-		bpf_map_delete_elem(&stream_pairs, &stream->pair);
+	if (!stream || !find_pair(stream))
+		return;
+	bpf_map_delete_elem(&stream_pairs, &stream->pair);
+	charge(stream);
 }
 
 /*

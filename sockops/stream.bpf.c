@@ -16,8 +16,6 @@
 
 #include "pairing.h"
 
-const volatile struct stream_config config = {};
-
 /* Python reads it from the BTF. */
 struct {
 	enum stream_event event;
@@ -99,6 +97,7 @@ static __always_inline int leave(struct stream_val *stream, __u32 why, __u32 byt
 	if (!why) {
 		stream->messages++;
 		stream->bytes += bytes;
+		make_good(stream);
 		count_event(STREAM_REDIRECTED, bytes);
 		return SK_PASS;
 	}

@@ -24,13 +24,17 @@ VERDICT = "shunt_stream"
 # Options are watched before connections come.
 ATTACHED = ("shunt_streamopt", "shunt_streams")
 OWN_MAPS = (
-    *("stream_optins", "stream_dials", "stream_pairs", "stream_events"),
+    *("stream_optins", "stream_payers", "stream_dials", "stream_pairs", "stream_events"),
     *("sock_streams", "sock_ends"),
 )
 
 # What one end may have sent and the other not read. Small requests and answers stay far below;
 # a stream in one direction, which TCP carries faster, is past it at once.
 BUDGET_MESSAGES, BUDGET_BYTES = 64, 128 << 10
+
+# Whose client sent fewer messages is brief; how many such a process may have that its other ones do
+# not make good; and of how many connections one is paired when it has had them: sockops/payer.h.
+BRIEF, CREDIT, TRIAL = 4, 16, 32
 
 
 class Streams:
@@ -138,6 +142,7 @@ def load(path: Path, pins: Path, shared: Mapping[str, Map]) -> Object:
             obj.reuse(name, other.fd, name)
         config = obj.variable(".rodata", "config")
         config["messages"], config["bytes"] = BUDGET_MESSAGES, BUDGET_BYTES
+        config["brief"], config["credit"], config["trial"] = BRIEF, CREDIT, TRIAL
         pinned.load_on(
             *(obj, pins, OWN_MAPS),
             # Those that are in the map keep the program that they came with.

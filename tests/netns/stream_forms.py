@@ -167,13 +167,22 @@ class Guarded:
     def listen(self, *options: tuple[int, int, int], port: int = 0) -> socket.socket:
         return listening(self.server_space, self.address, port, options)
 
+    def forget_this_client(self) -> None:
+        """What this process's connections carried before: its next ones are worth being paired."""
+        with contextlib.suppress(FileNotFoundError):  # there while a service is redirected
+            payers = Map.pinned(self.node.bpffs / "streams/maps/stream_payers")
+            payers.delete(os.getpid())
+            payers.close()
+
     def dial(self, listener: socket.socket, *options: tuple[int, int, int]) -> socket.socket:
+        self.forget_this_client()
         family = socket.AF_INET6 if ":" in self.vip else socket.AF_INET
         sock = made(self.client_space, family, options)
         sock.connect((self.vip, listener.getsockname()[1]))
         return sock
 
     def undialled(self) -> socket.socket:
+        self.forget_this_client()
         return made(self.client_space, socket.AF_INET6 if ":" in self.vip else socket.AF_INET, ())
 
     def status(self) -> Any:
@@ -188,6 +197,7 @@ class Guarded:
     @contextlib.contextmanager
     def counted(self) -> Iterator[dict[str, int]]:
         """How often each event came meanwhile; filled at the end."""
+        self.forget_this_client()
         before, more = self.events(), dict[str, int]()
         yield more
         after = self.events()

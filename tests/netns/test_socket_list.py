@@ -69,7 +69,8 @@ def test_a_connection(node: Node, vip: str) -> None:
         with node.connected(BE1) as other:
             assert say(other) == "be1"
             assert of(node, other) == []
-    assert not [row for row in listed(node) if row["local_port"] == port], "it has closed"
+    # It is not while the other end has not closed its own.
+    node.until(lambda: port not in {row["local_port"] for row in listed(node)}, "it has closed")
 
 
 def test_a_process_that_closes_files_meanwhile_is_told_too(node: Node) -> None:

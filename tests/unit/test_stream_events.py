@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The docs and bpf/abi.h name the same events of redirected streams."""
+"""The docs and bpf/abi_streams.h name the same events of redirected streams."""
 
 import re
 from pathlib import Path
