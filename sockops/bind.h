@@ -47,6 +47,19 @@ static __always_inline bool takes_any(struct bpf_sock_addr *ctx, bool ipv6, __u3
 	return !sk || !BPF_CORE_READ_BITFIELD(&sk->__sk_common, skc_ipv6only);
 }
 
+/* Not static: verified once. */
+__noinline int has_service(const struct flow_key *key, __u32 services_mask)
+{
+	__u64 unused;
+	bool ipv6;
+
+	if (!key)
+		return 0;
+	ipv6 = !is_mapped(key->daddr);
+	return look_up_service(key, ipv6, frontend_hash(key, ipv6, dport_proto_scope(key)),
+			       services_mask, &unused);
+}
+
 static __always_inline bool takes_node_port(struct bpf_sock_addr *ctx, bool ipv6, const __u8 *addr,
 					    __u32 services_mask)
 {
@@ -54,7 +67,6 @@ static __always_inline bool takes_node_port(struct bpf_sock_addr *ctx, bool ipv6
 	const __u64 *half = (const __u64 *)addr;
 	__u32 port = bpf_ntohs(ctx->user_port);
 	bool of_ipv6 = !is_mapped(addr);
-	__u64 unused;
 
 	/* 0: the kernel chooses one, out of ip_local_port_range less ip_local_reserved_ports. */
 	if (!port || (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP))
@@ -67,8 +79,7 @@ static __always_inline bool takes_node_port(struct bpf_sock_addr *ctx, bool ipv6
 		return true;
 	__builtin_memcpy(key.daddr, addr, 16);
 	set_ports(&key, 0, ctx->user_port, ctx->protocol);
-	return look_up_service(&key, of_ipv6, frontend_hash(&key, of_ipv6, dport_proto_scope(&key)),
-			       services_mask, &unused);
+	return has_service(&key, services_mask);
 }
 
 /* For the log: who it was, and which port. */

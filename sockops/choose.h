@@ -15,8 +15,8 @@
 /* A backend may go between its slot's being read and its own record, and of mixed families many
  * slots may be of no use to a socket. Other slots of the service are then drawn; when so many were
  * of no use, all of the region are looked at in turn, as far as a call may be held up for that. */
-#define SLOT_TRIES 16
-#define SLOTS_SEEN (1 << 16)
+#define SLOT_TRIES	16
+#define SLOTS_SEEN_LOG2 16
 
 #define SEEN_AGAIN_NS 1000000000ULL
 
@@ -140,23 +140,31 @@ static __always_inline void remember_client(const struct sock_answer *answer,
 /* What slots are asked for, and what was found. Scalars alone: 6.1 loses what a pointer points to
  * when it is kept in a callback's context. */
 struct slot_search {
-	__u32 first, mask; /* the region */
-	__u32 slot;	   /* in it: the one drawn last, where a search in turn begins */
+	__u32 first, log2; /* the region */
+	__u32 hash;	   /* the next draw */
+	__u32 slot;	   /* the one drawn last, where a search in turn begins */
 	__u32 svc;
 	__u32 families;
 	__u32 backend; /* found; 0 = none */
 	__u32 reason;
 };
 
+static __always_inline __u32 draw(struct slot_search *search)
+{
+	search->slot = (__u64)search->hash << search->log2 >> 32;
+	step(STEP_HASH, search->hash, search->log2);
+	search->hash = search->hash * 1664525 + 1013904223; /* Numerical Recipes' generator */
+	return search->slot;
+}
+
 /* Returns whether others need not be asked. One without an owner tells nothing of them: an agent
  * that was killed may have written half of them. */
-static __always_inline bool try_slot(struct slot_search *search, __u32 slot)
+static __always_inline bool try_slot(struct slot_search *search, __u32 of_region)
 {
-	struct slot_val *s;
+	__u32 id, slot = search->first + of_region;
 	struct backend_val *b;
-	__u32 id;
+	struct slot_val *s;
 
-	slot += search->first;
 	s = bpf_map_lookup_elem(&slots, &slot);
 	if (!s) {
 		search->reason = SOCK_PASS_BAD_TABLE;
@@ -175,9 +183,13 @@ static __always_inline bool try_slot(struct slot_search *search, __u32 slot)
 	return false;
 }
 
-static long try_in_turn(__u32 n, struct slot_search *search)
+static long try_another(__u32 n, struct slot_search *search)
 {
-	return try_slot(search, (search->slot + n) & search->mask);
+	__u32 mask = (1ULL << (search->log2 & 31)) - 1;
+
+	/* One has been drawn before. */
+	return try_slot(search, n < SLOT_TRIES - 1 ? draw(search) :
+						     (search->slot + n - (SLOT_TRIES - 1)) & mask);
 }
 
 /* The owner of a slot, beginning at the one that `hash` names. */
@@ -186,26 +198,20 @@ static __always_inline void take_slot(struct sock_answer *answer, const struct s
 {
 	__u64 region = READ_ONCE(service->region);
 	__u32 log2 = region & ((1 << REGION_LOG2_BITS) - 1);
+	__u32 size = log2 < SLOTS_SEEN_LOG2 ? 1 << log2 : 1 << SLOTS_SEEN_LOG2;
 	struct slot_search search = {
 		.first = region >> REGION_LOG2_BITS,
-		.mask = (1ULL << log2) - 1,
+		.log2 = log2,
+		.hash = hash,
 		.svc = answer->svc,
 		.families = ask->families,
 		.reason = SOCK_REFUSED_NO_BACKEND,
 	};
 	struct backend_val *b;
-	bool over = false;
 	__u32 id;
 
-	for (int i = 0; i < SLOT_TRIES && !over; i++) {
-		search.slot = (__u64)hash << log2 >> 32;
-		step(STEP_HASH, hash, log2);
-		over = try_slot(&search, search.slot);
-		hash = hash * 1664525 + 1013904223; /* Numerical Recipes' generator */
-	}
-	if (!over)
-		bpf_loop(search.mask < SLOTS_SEEN ? search.mask + 1 : SLOTS_SEEN, try_in_turn,
-			 &search, 0);
+	if (!try_slot(&search, draw(&search)))
+		bpf_loop(SLOT_TRIES - 1 + size, try_another, &search, 0);
 	answer->reason = search.reason;
 	id = search.backend;
 	if (!id)

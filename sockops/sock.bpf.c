@@ -65,11 +65,15 @@ static __always_inline bool is_covered(struct bpf_sock_addr *ctx, struct bpf_soc
 	return (sk->mark & ~SLOT_BACKEND_MASK) != config.check_mark;
 }
 
-/* choose(), unless the process is one that sees VIPs. */
-static __always_inline __u32 decide(const struct sock_ask *ask, struct sock_answer *answer)
+/* choose(), unless the process is one that sees VIPs. Not static: verified once, and not again for
+ * each way that leads here. */
+__noinline __u32 decide(const struct sock_ask *ask, struct sock_answer *answer)
 {
-	struct svc_val *service = find_service(ask, answer, config.services_mask);
+	struct svc_val *service;
 
+	if (!ask || !answer)
+		return SOCK_PASS_BAD_TABLE;
+	service = find_service(ask, answer, config.services_mask);
 	if (service && config.excludes && in_excluded_group())
 		answer->reason = SOCK_PASS_CGROUP;
 	else if (service)

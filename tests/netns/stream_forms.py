@@ -24,10 +24,11 @@ from shunt.kern import cgroup, links
 from shunt.kern.maps import Map
 from shunt.kern.objects import Object
 from shunt.lab.netns import Namespace
+from tests.netns.own_vips import vip4, vip6
 from tests.netns.socket_node import BE1, SIX1, Node, a_node
 
 PLAIN = Path(__file__).with_name("plain_streams.bpf.o")
-VIP, VIP6, LEFT_VIP = "203.0.113.20", "2001:db8::20", "203.0.113.21"
+VIP, VIP6, LEFT_VIP = vip4(20), vip6(20), vip4(21)
 SERVICES: dict[str, dict[str, Any]] = {
     "redirected": {"vip": VIP, "ports": ["any"], "backends": [BE1], "redirect": "on"},
     "redirected-six": {"vip": VIP6, "ports": ["any"], "backends": [SIX1], "redirect": "on"},

