@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from shunt.agent.nat_ports import listeners
+from shunt.agent.nat_ports import listeners, wanted
 from shunt.agent.nexthops import NextHop, decide, unresolved
 from shunt.kern import features, links, neighbours, netdev
 from shunt.kern.features import Feature
@@ -86,7 +86,7 @@ def gather_balancer(configuration: Configuration) -> BalancerFacts:
             hops=hops,
             local_ports=_port_range(read_sysctl("net.ipv4.ip_local_port_range")),
             reserved_ports=_ports(read_sysctl("net.ipv4.ip_local_reserved_ports")),
-            listeners=listeners(),
+            listeners=listeners(wanted(configuration)),
             memory_bytes=physical_bytes(),
         )
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shunt.agent.tables import Tables
 from shunt.kern.netlink import Netlink
+from shunt.kern.sock_diag import SockDiag
 from shunt.lb.compile import Endpoint, unmapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import (
@@ -141,8 +142,24 @@ def _row(
     }
 
 
-def listeners(proc: Path = Path("/proc/thread-self/net")) -> frozenset[tuple[Protocol, int]]:
-    """What processes wait for on ports of this thread's network namespace."""
+def listeners(ports: range) -> frozenset[tuple[Protocol, int]]:
+    """On which of these ports of this thread's network namespace processes wait for others.
+
+    Raises: OSError.
+    """
+    try:
+        with SockDiag() as diag:
+            return frozenset(
+                (protocol, port)
+                for protocol in (Protocol.TCP, Protocol.UDP)
+                for port in diag.waiting(protocol, ports)
+            )
+    except FileNotFoundError:  # no inet_diag.ko, or no udp_diag.ko
+        return frozenset(found for found in listed() if found[1] in ports)
+
+
+def listed(proc: Path = Path("/proc/thread-self/net")) -> frozenset[tuple[Protocol, int]]:
+    """The same of all ports, from text: seconds where there are tens of thousands of sockets."""
     found = set()
     for protocol, waiting in ((Protocol.TCP, _TCP_LISTEN), (Protocol.UDP, _UDP_UNCONNECTED)):
         for suffix in ("", "6"):
@@ -194,7 +211,7 @@ def overlap_here(configuration: Configuration) -> ShuntError | None:
         return None
     with Netlink() as netlink:
         addresses = {found.address for found in netlink.addresses()}
-    return overlap(configuration, addresses, listeners())
+    return overlap(configuration, addresses, listeners(wanted(configuration)))
 
 
 def _known_as(protocol: Protocol, port: int) -> str:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets closed from outside, by socket diagnostics: SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY)."""
+"""Sockets seen and closed from outside, by socket diagnostics.
+
+Closing is SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY).
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,21 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple, Self
 
-from shunt.kern.netlink import NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR
+from shunt.kern.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 
-NETLINK_SOCK_DIAG, SOCK_DESTROY = 4, 21  # linux/netlink.h, linux/sock_diag.h
+NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 4, 20, 21  # linux/{netlink,sock_diag}.h
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr
 # inet_diag_req_v2: family, protocol, extensions, pad, states; ports and addresses in network order,
 # interface, cookie.
 _REQUEST = struct.Struct("=BBBxI2s2s16s16sIQ")
 _ERROR = struct.Struct("=i")
 _ALL_STATES = 0xFFFFFFFF
+# Who waits for others, by protocol: TCP_LISTEN, TCP_CLOSE of include/net/tcp_states.h.
+_WAITING = {socket.IPPROTO_TCP: 1 << 10, socket.IPPROTO_UDP: 1 << 7}
+# linux/inet_diag.h: an attribute with a program of (code, jump if so, jump if not) and numbers.
+_REQ_BYTECODE, _SOURCE_AT_LEAST, _SOURCE_AT_MOST = 1, 2, 3
+_ATTRIBUTE, _STEP = struct.Struct("=HH"), struct.Struct("=BBH")
+_SOURCE_PORT = slice(_HEADER.size + 4, _HEADER.size + 6)  # in struct inet_diag_msg
 # Answered together; their acknowledgements have room in a socket's buffer.
 _TOGETHER = 64
 _SO_COOKIE = 57  # asm-generic/socket.h
@@ -69,6 +78,30 @@ class SockDiag:
                 closed += code == 0
         return closed
 
+    def waiting(self, protocol: int, ports: range) -> set[int]:
+        """Of these ports, those where sockets listen (TCP), or are not connected (UDP).
+
+        Raises: OSError: ENOENT if the kernel has no diagnostics of the protocol.
+        """
+        found: set[int] = set()
+        for family in (socket.AF_INET, socket.AF_INET6) if ports else ():
+            self._socket.send(_dump(family, protocol, ports))
+            found.update(self._dumped())
+        return found
+
+    def _dumped(self) -> Iterator[int]:
+        while True:
+            data = self._socket.recv(1 << 16)
+            while data:
+                length, kind, *_ = _HEADER.unpack_from(data)
+                if kind == NLMSG_DONE:
+                    return
+                if kind == NLMSG_ERROR:
+                    code = -_ERROR.unpack_from(data, _HEADER.size)[0]
+                    raise OSError(code, f"SOCK_DIAG: {errno.errorcode.get(code, code)}")
+                yield int.from_bytes(data[_SOURCE_PORT], "big")
+                data = data[(length + 3) & ~3 :]
+
     def _answers(self, number: int) -> Iterator[int]:
         """As many errors; 0 is none."""
         while number:
@@ -88,6 +121,22 @@ def _message(one: Target) -> bytes:
     )
     flags = NLM_F_REQUEST | NLM_F_ACK
     return _HEADER.pack(_HEADER.size + len(body), SOCK_DESTROY, flags, 0, 0) + body
+
+
+def _dump(family: int, protocol: int, ports: range) -> bytes:
+    condition = b"".join(
+        (
+            *(_STEP.pack(_SOURCE_AT_LEAST, 8, 20), _STEP.pack(0, 0, ports[0])),
+            *(_STEP.pack(_SOURCE_AT_MOST, 8, 12), _STEP.pack(0, 0, ports[-1])),
+        )
+    )
+    body = _REQUEST.pack(
+        *(family, protocol, 0, _WAITING[protocol], bytes(2), bytes(2)),
+        *(bytes(16), bytes(16), 0, 0),
+    )
+    body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(condition), _REQ_BYTECODE) + condition
+    flags = NLM_F_REQUEST | NLM_F_DUMP
+    return _HEADER.pack(_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 0, 0) + body
 
 
 def refusal() -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, socket
 
 import numpy as np
 import pytest
 
-from shunt.agent.nat_ports import Destination, PortUse, listeners, overlap
+from shunt.agent.nat_ports import Destination, PortUse, listed, listeners, overlap
 from shunt.kern.objects import Object
 from shunt.lb.compile import Endpoint, mapped
 from shunt.lb.model import ANY_PORT, Configuration, Mode, Port, Protocol, Service, Settings
@@ -98,4 +99,26 @@ def test_what_the_kernel_lists_as_waiting(tmp_path: Path) -> None:
         "   1: 0100007F:2711 0100007F:0050 01 0:0\n"
     )
     (tmp_path / "udp6").write_text(f"{head}   0: {'0' * 32}:0035 {'0' * 32}:0000 07 0:0\n")
-    assert listeners(tmp_path) == {(TCP, 10000), (UDP, 53)}
+    assert listed(tmp_path) == {(TCP, 10000), (UDP, 53)}
+
+
+@pytest.mark.parametrize(("family", "host"), [(AF_INET, "127.0.0.1"), (AF_INET6, "::1")])
+def test_who_waits_on_these_ports(family: int, host: str) -> None:
+    with socket(family, SOCK_STREAM) as tcp, socket(family, SOCK_DGRAM) as udp:
+        for one in (tcp, udp):
+            one.bind((host, 0))
+        tcp_port, udp_port = tcp.getsockname()[1], udp.getsockname()[1]
+        waiting = {(TCP, tcp_port), (UDP, udp_port)}
+        assert listeners(range(1, 65536)) & waiting == {(UDP, udp_port)}
+        tcp.listen()
+        assert listeners(range(1, 65536)) >= waiting
+        assert listed() >= waiting
+        assert listeners(range(tcp_port, tcp_port + 1)) & waiting == {(TCP, tcp_port)}
+        assert not listeners(range(tcp_port + 1, tcp_port + 1)) & waiting
+        for beside in (range(tcp_port - 1, tcp_port), range(tcp_port + 1, tcp_port + 2)):
+            assert (TCP, tcp_port) not in listeners(beside)
+        with socket(family, SOCK_STREAM) as client:
+            client.connect((host, tcp_port))
+            assert (TCP, client.getsockname()[1]) not in listeners(range(1, 65536))
+        udp.connect((host, 9))
+        assert (UDP, udp_port) not in listeners(range(1, 65536))
