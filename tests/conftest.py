@@ -16,6 +16,8 @@ from hypothesis import settings
 # A shell that starts tests in the background has them, and whatever they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# A run that is told to end takes its namespaces, pins and processes along.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 EXPECTED = Path(__file__).parent / "expected_skips.yaml"
 
