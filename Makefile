@@ -175,6 +175,11 @@ build/programs/Client.class: tests/e2e/clients/Client.java
 	@mkdir -p $(@D)
 	javac -d $(@D) $<
 
+.PHONY: test-hooks
+test-hooks: need-root build ## users' hooks compiled by bcc (root)
+	@tools/deps requirements/debian.txt requirements/debian-hooks.txt
+	BCC_KERNEL_SOURCE="$$(tools/kernel-headers)" $(PYTEST) tests/packets/test_hooks.py tests/netns/test_hooks.py $(ARGS)
+
 .PHONY: test-programs
 test-programs: need-root build ## VIPs at the socket: others' programs, storms, thousands, Go and Java (root)
 	@tools/deps requirements/debian.txt requirements/debian-programs.txt

@@ -225,9 +225,10 @@ static __always_inline void choose_of(struct sock_answer *answer, const struct s
 				      const struct svc_val *service)
 {
 	struct sock_client_key key = {.netns = ask->netns, .svc = answer->svc};
-	struct svc_options *o = bpf_map_lookup_elem(&svc_options, &answer->svc);
-	__u32 hash = ask->entropy;
+	__u32 hash = ask->entropy, id = answer->svc;
+	struct svc_options *o;
 
+	o = bpf_map_lookup_elem(&svc_options, &id);
 	answer->reason = SOCK_PASS_BAD_TABLE;
 	if (!o)
 		return;
@@ -253,6 +254,7 @@ static __always_inline struct svc_val *find_service(const struct sock_ask *ask,
 	bool ipv6 = !is_mapped(ask->vip), served;
 	struct svc_val *service;
 	__u64 unused;
+	__u32 id;
 
 	answer->reason = SOCK_PASS_NOT_OURS;
 	__builtin_memcpy(key.daddr, ask->vip, 16);
@@ -267,7 +269,9 @@ static __always_inline struct svc_val *find_service(const struct sock_ask *ask,
 	if (!answer->svc)
 		return NULL;
 	answer->reason = SOCK_PASS_BAD_TABLE;
-	service = bpf_map_lookup_elem(&svc, &answer->svc);
+	/* 6.1 takes keys from the stack alone, not from what a function is given. */
+	id = answer->svc;
+	service = bpf_map_lookup_elem(&svc, &id);
 	if (!service || service->mode == MODE_NONE)
 		return NULL;
 	step(STEP_SERVICE, service->mode, service->flags);

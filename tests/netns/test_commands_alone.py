@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -157,6 +158,10 @@ def test_the_command_as_a_program(host: Host) -> None:
     done = shell("shunt metrics | head -n 1")  # more than a pipe's worth is left unread
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("# HELP ")
+    families = json.loads(shell("shunt metrics -o json").stdout)
+    packets = next(one for one in families if one["name"] == "shunt_packets")
+    assert packets["type"] == "counter"
+    assert {"name", "labels", "value"} == set(packets["samples"][0])
     assert shell("shunt --socket /nowhere/shunt.sock status").returncode == 3
     assert shell("shunt stats").returncode == 2
     done = shell("shunt backend list web >/dev/full")

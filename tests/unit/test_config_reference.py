@@ -11,8 +11,11 @@ from msgspec import NODEFAULT, Struct, UnsetType
 from shunt.agent.sources.file import load
 from shunt.agent.sources.kinds import fields_of, kinds_of
 from shunt.agent.sources.shape import BackendEntry, ServiceEntry, SettingsFile
+from shunt.cli.main import run
 
-TEXT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "configuration.md").read_text()
+CaptureFixture = pytest.CaptureFixture[str]
 HEADER = "| Key | Default |"
 
 
@@ -85,3 +88,15 @@ def test_the_example_of_an_error_is_real(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="not an address") as raised:
         load(tmp_path / "shunt.yaml", tmp_path / "services.d")
     assert str(raised.value).replace(str(tmp_path), "/etc/shunt") in TEXT
+
+
+def test_what_config_check_prints_is_real(tmp_path: Path, capsys: CaptureFixture) -> None:
+    (tmp_path / "shunt.yaml").write_text("interfaces: [eth0]\n")
+    (tmp_path / "services.d").mkdir()
+    text = "name: shop\nvip: 203.0.113.300\nports: [80]\n"
+    text += "backend: [10.0.0.1]\nbackends: [10.0.0.1]\n"
+    (tmp_path / "services.d" / "shop.yaml").write_text(text)
+    places = ["--config", tmp_path / "shunt.yaml", "--services", tmp_path / "services.d"]
+    assert run(["config", "check", *map(str, places)]) != 0
+    said = "".join(capsys.readouterr()).replace(str(tmp_path), "/etc/shunt")
+    assert f"$ shunt config check\n{said}```" in (DOCS / "cli.md").read_text()

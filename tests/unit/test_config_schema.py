@@ -62,6 +62,8 @@ def test_pools_have_names_of_their_own(capsys: pytest.CaptureFixture[str]) -> No
     ("shell", "wants"), [("bash", "complete -o"), ("zsh", "#compdef shunt"), ("fish", "complete")]
 )
 def test_completion(capsys: pytest.CaptureFixture[str], shell: str, wants: str) -> None:
+    assert run(["completion", shell, "-o", "json"]) == 2
+    assert "no JSON" in capsys.readouterr().err
     assert run(["completion", shell]) == 0
     assert wants in capsys.readouterr().out
 
