@@ -11,6 +11,7 @@
 #include "abi.h"
 #include "array_map.h"
 #include "checksum.h"
+#include "count.h"
 #include "packet.h"
 
 #define OUTER_TTL    64
@@ -19,6 +20,7 @@
 
 const volatile struct check_config config = {};
 
+PERCPU_MAP(reasons, struct count, REASON_COUNT);
 ARRAY_MAP(svc, struct svc_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(backends, struct backend_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(nexthops, struct nexthop_val, 1024, BPF_F_MMAPABLE);
@@ -80,7 +82,13 @@ static __always_inline long push_tag(struct __sk_buff *skb, __u32 tag)
 	return tag ? bpf_skb_vlan_push(skb, bpf_htons(type), tag & ~TAG_PROVIDER) : 0;
 }
 
-/* TC_ACT_SHOT, also where the next hop has no MAC: clients' packets do not get there either. */
+static __always_inline int drop(const struct __sk_buff *skb, enum reason why)
+{
+	count(&reasons, why, skb->len);
+	return TC_ACT_SHOT;
+}
+
+/* Dropped also where the next hop has no MAC: clients' packets do not get there either. */
 static __always_inline int send(struct __sk_buff *skb, __u32 id)
 {
 	struct backend_val *b = bpf_map_lookup_elem(&backends, &id);
@@ -91,28 +99,26 @@ static __always_inline int send(struct __sk_buff *skb, __u32 id)
 	__u64 word;
 
 	if (!b || !(b->flags & BACKEND_KNOWN))
-		return TC_ACT_SHOT;
+		return drop(skb, REASON_DROP_NO_BACKEND);
 	service = bpf_map_lookup_elem(&svc, &b->svc);
 	hop = bpf_map_lookup_elem(&nexthops, &b->nexthop);
-	if (!service || !hop)
-		return TC_ACT_SHOT;
+	if (!service || !hop || (service->mode != MODE_DSR_IPIP && service->mode != MODE_DSR_L2))
+		return drop(skb, REASON_DROP_BAD_TABLE);
 	/* MAC and MTU change together, so they are read together. Little-endian. */
 	word = *(volatile __u64 *)hop;
 	if (!(word << 16))
-		return TC_ACT_SHOT;
+		return drop(skb, REASON_DROP_NO_NEXTHOP);
 	if (service->mode == MODE_DSR_IPIP)
 		outer = b->flags & BACKEND_IPV6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
-	else if (service->mode != MODE_DSR_L2)
-		return TC_ACT_SHOT;
 	if (!skb->gso_size && len + outer > word >> 48)
-		return TC_ACT_SHOT;
+		return drop(skb, REASON_DROP_TOO_BIG);
 	if (outer && (b->flags & BACKEND_IPV6 ? wrap6(skb, b, len) : wrap4(skb, b, len)))
-		return TC_ACT_SHOT;
+		return drop(skb, REASON_DROP_NO_HEADROOM);
 	__builtin_memcpy(macs, &word, ETH_ALEN);
 	__builtin_memcpy(macs + ETH_ALEN, hop->smac, ETH_ALEN);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0) ||
 	    push_tag(skb, hop->tags & 0xffff) || push_tag(skb, hop->tags >> TAG_BITS))
-		return TC_ACT_SHOT;
+		return drop(skb, REASON_DROP_NO_HEADROOM);
 	skb->mark = 0;
 	return (int)bpf_redirect(hop->ifindex, 0);
 }

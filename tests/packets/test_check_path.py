@@ -8,6 +8,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
@@ -17,7 +18,7 @@ from scapy.packet import Packet
 from shunt.kern.objects import Object
 from shunt.kern.testrun import RanTc, run_tc
 from shunt.xdp import check
-from tests.packets.balancer import BACKEND_MAC, CONFIG, Flag, Mode, mac, mapped
+from tests.packets.balancer import BACKEND_MAC, CONFIG, Flag, Mode, Reason, mac, mapped
 from tests.packets.frames import OWN_MAC, network, tcp, udp, verify
 from tests.packets.private import in_namespace
 from tests.packets.test_vlan import ONE, TWO, Tags, untag, word
@@ -47,7 +48,7 @@ class Path:
         self.object.load()
 
     def put(self, mode: str, version: int, *, mtu: int = 1500, tags: Tags = ()) -> None:
-        maps = {name: m.mapped() for name, m in self.object.maps.items()}
+        maps = {name: self.object.maps[name].mapped() for name in ("svc", "backends", "nexthops")}
         maps["svc"]["mode"][SVC] = Mode[mode]
         record, hop = maps["backends"], maps["nexthops"]
         record["addr"][BACKEND], record["svc"][BACKEND] = mapped(ADDRESS[version]), SVC
@@ -146,14 +147,20 @@ def test_what_has_another_mark_is_left_alone(path: Path) -> None:
         assert (ran.verdict, ran.mark, ran.data) == (UNSPEC, mark, bytes(asked(4)))
 
 
-def test_what_cannot_be_sent_is_dropped(path: Path) -> None:
+def test_what_cannot_be_sent_is_dropped_and_counted(path: Path) -> None:
+    def why(packet: Packet, mark: int = MARK | BACKEND) -> Reason:
+        before = path.object.maps["reasons"].totals()["packets"]
+        assert path.run(packet, mark).verdict == SHOT
+        (reason,) = np.flatnonzero(path.object.maps["reasons"].totals()["packets"] - before)
+        return Reason(reason)
+
     path.put("NAT", 4)
-    assert path.run(asked(4)).verdict == SHOT
+    assert why(asked(4)) == Reason.DROP_BAD_TABLE
     path.put("DSR_IPIP", 4)
-    assert path.run(asked(4), MARK | BACKEND + 1).verdict == SHOT  # nobody
-    assert path.run(asked(4), MARK | 0xFFFFFF).verdict == SHOT  # no such id
+    assert why(asked(4), MARK | BACKEND + 1) == Reason.DROP_NO_BACKEND
+    assert why(asked(4), MARK | 0xFFFFFF) == Reason.DROP_NO_BACKEND  # no such id
     datagram = udp(NODE[4], VIP[4], payload=bytes(1500 - 48))
     assert path.run(datagram).verdict == REDIRECT
-    assert path.run(udp(NODE[4], VIP[4], payload=bytes(1500 - 47))).verdict == SHOT
+    assert why(udp(NODE[4], VIP[4], payload=bytes(1500 - 47))) == Reason.DROP_TOO_BIG
     path.object.maps["nexthops"].mapped()["dmac"][HOP] = 0  # unresolved
-    assert path.run(asked(4)).verdict == SHOT
+    assert why(asked(4)) == Reason.DROP_NO_NEXTHOP
