@@ -122,13 +122,14 @@ packets: need-root build ## single packets through the real programs (root)
 netns: need-root build ## real sockets across network namespaces (root)
 	$(PYTEST) tests/netns $(ARGS)
 
-# One recipe, so that also `make -j` keeps the order; pytest's summary is the last line.
+# One recipe, so that also `make -j` keeps the order.
 .PHONY: test
 test: need-root ## lint, build and all of the tests above (root)
-	@$(MAKE) -j2 -Otarget lint build
-	@status=0; \
+	@SECONDS=0 status=0; \
+	$(MAKE) -j2 -Otarget lint build; \
 	tools/run-tests $(PYTEST) -- $(ARGS) || status=$$?; \
 	tools/check-owner || status=1; \
+	echo "make test: $$((SECONDS / 60)) min $$((SECONDS % 60)) s, of $$(nproc) processors"; \
 	exit $$status
 
 .PHONY: demo
