@@ -152,6 +152,7 @@ test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn mach
 
 .PHONY: test-delivery
 test-delivery: need-root build ## each way of traffic to a VIP, with real keepalived (root)
+	@tools/deps requirements/debian.txt requirements/debian-delivery.txt
 	$(PYTEST) tests/e2e/test_delivery.py $(ARGS)
 
 .PHONY: test-streams
@@ -183,7 +184,7 @@ test-hooks: need-root build ## users' hooks compiled by bcc (root)
 
 .PHONY: test-programs
 test-programs: need-root build ## VIPs at the socket: others' programs, storms, thousands, Go and Java (root)
-	@tools/deps requirements/debian.txt requirements/debian-programs.txt
+	@tools/deps requirements/debian.txt requirements/debian-programs.txt requirements/debian-perf.txt
 	@$(AS_OWNER) $(MAKE) build/programs/client build/programs/Client.class
 	$(PYTEST) $(wildcard tests/e2e/test_socket_*.py) tests/e2e/test_perf_sockets.py $(ARGS)
 
@@ -205,6 +206,7 @@ perf-tc: need-root build ## TC beside nftables and iptables, to perf/results/tc.
 
 .PHONY: perf-sockets
 perf-sockets: need-root build ## sockets beside nftables and iptables, to perf/results/sockets.json (root)
+	@tools/deps requirements/debian.txt requirements/debian-perf.txt
 	$(UNCACHED) -m perf.sockets $(ARGS)
 	@tools/give-back perf/results
 
