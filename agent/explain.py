@@ -73,7 +73,7 @@ class Explainer:
         for n, frame in enumerate(frames):
             if n % BATCH == 0:
                 await asyncio.sleep(0)
-            found = await self._explain(twins, frame, ifindex)
+            found = await self._explain(twins, frame, ifindex, wanted.leaving)
             found["steps"] = seen_by + found["steps"]
             packets.append(found)
         return answer({"interface": interface, "packets": packets})
@@ -106,7 +106,9 @@ class Explainer:
     def _hooks(self) -> list[Json]:
         return [_unrun(*hook) for hook in hooks.in_force(self.node.datapath.bpffs)]
 
-    async def _explain(self, twins: list[Twin[DryRun]], frame: bytes, ifindex: int) -> Json:
+    async def _explain(
+        self, twins: list[Twin[DryRun]], frame: bytes, ifindex: int, leaving: bool
+    ) -> Json:
         """By the last program that has something to say."""
         found: Json = {}
         for twin in twins:
@@ -116,7 +118,7 @@ class Explainer:
             except OSError as e:
                 # TC never sees some that XDP does: what is shorter than its IP header.
                 return found or _untried(frame, e)
-            told = Teller(self.node, frame, tried).explained()
+            told = Teller(self.node, frame, tried, leaving=leaving).explained()
             if not found:
                 found = told
             elif told["reason"] != "PASS_NOT_OURS":

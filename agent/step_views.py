@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 
 import numpy as np
 
@@ -14,13 +15,17 @@ from shunt.agent.node import Node
 from shunt.agent.samples import describe, in_geneve
 from shunt.agent.service_views import Json, names
 from shunt.kern.flows import State, backends, seen_ns, states
+from shunt.kern.netlink import Netlink
 from shunt.lb import slots as slot
+from shunt.lb.errors import ShuntError
 from shunt.xdp.dry import Step, Tried
 
 ACTIONS = {0: "aborted", 1: "drop", 2: "pass", 3: "tx", 4: "redirect", 7: "redirect"}  # XDP's; TC's
 FOREIGN = 3  # KNOWN_REFUSED of tc/forward.h
 # Such a packet goes on into the stack, or out of it, and is another.
 CHANGED = ("PASS_TO_FRAGMENT", "SENT_TO_BACKEND", "SENT_TO_CLIENT", "SENT_MASQUERADED")
+# Those of TC's that the stack then finds the way of.
+TRANSLATED = ("SENT_TO_BACKEND", "SENT_TO_CLIENT", "SENT_MASQUERADED")
 _WRAPPED = ("4", "41")  # IP in IP, as samples.describe() has it
 
 # What a reason means for who asks why. {service}, {backend}: as far as they are known.
@@ -69,6 +74,11 @@ REASONS: Mapping[str, str] = {
     "DROP_HOOK": "dropped by a hook",
     "DROP_BAD_TABLE": "dropped: the tables contradict each other, a defect: please report it",
 }
+# Of a packet on its way out.
+LEAVING: Mapping[str, str] = {
+    "PASS_NOT_OURS": "goes on as it is: it is no reply of a service's backend, and not one to"
+    " masquerade",
+}
 # "": another step says so already.
 EVENTS: Mapping[str, str] = {
     "FLOW_REMEMBERED": "it would be remembered",
@@ -90,14 +100,17 @@ EVENTS: Mapping[str, str] = {
     "QUIC_DOWN": "the backend that its connection id names takes no packets",
 }
 
+SCOPE = "external"  # enum scope of bpf/abi.h: there is no other outside a cluster
+
 Told = tuple[str, Json]
 
 
 class Teller:
     """One packet's steps, told."""
 
-    def __init__(self, node: Node, frame: bytes, tried: Tried) -> None:
+    def __init__(self, node: Node, frame: bytes, tried: Tried, *, leaving: bool = False) -> None:
         self.node, self.tried, self.tables = node, tried, node.tables
+        self.leaving = leaving
         self.btf = node.datapath.btf
         self.packet = describe(frame)
         self.hop: Json = {}
@@ -107,12 +120,19 @@ class Teller:
         last = self.tried.steps[-1]
         reason = names(self.btf, "reason", "REASON_")(last.b & 0xFF).name
         service, backend = self._service(last.b >> 8 & 0xFFFFFF), self._backend(last.b >> 32)
-        text = REASONS[reason].format(service=service or "?", backend=backend or "its backend")
+        means = (LEAVING if self.leaving else {}).get(reason, REASONS[reason])
+        text = means.format(service=service or "?", backend=backend or "its backend")
         verdict = ACTIONS[last.a]
         steps = [told for step in self.tried.steps[:-1] if (told := self._tell(step))]
+        kinds = {told["step"] for told in steps}
+        chosen = last.b >> 32
+        if service and "backend" not in kinds and (one := self._on_backend(*self._flags(chosen))):
+            steps.append(self._told("backend", one))
         out = None
         if verdict in ("tx", "redirect") or reason in CHANGED:
             out = describe(self.tried.data)
+            if verdict == "pass" and reason in TRANSLATED and "nexthop" not in kinds:
+                steps.append(self._told("nexthop", routed(out["destination"])))
             steps.append(self._rewrite(out))
         facts = {"verdict": verdict, "reason": reason}
         label = reason.lower().replace("_", "-")
@@ -133,6 +153,9 @@ class Teller:
 
     def _backend(self, backend: int) -> str:
         return backend_name(self.tables, backend) or (f"(gone, id {backend})" if backend else "")
+
+    def _flags(self, backend: int) -> tuple[int, int]:
+        return backend, int(self.tables.backends["flags"][backend])
 
     def _owner(self, backend: int) -> str:
         """With its state, for people."""
@@ -165,7 +188,11 @@ class Teller:
         if told is None:
             return None
         kind = "nexthop" if step.kind.name == "HOP_MAC" else step.kind.name.lower()
-        return {"step": kind.replace("_", "-"), "text": told[0], "facts": told[1]}
+        return self._told(kind.replace("_", "-"), told)
+
+    @staticmethod
+    def _told(kind: str, told: Told) -> Json:
+        return {"step": kind, "text": told[0], "facts": told[1]}
 
     # Each step, by its name in bpf/step.h ----------------------------------------------------
 
@@ -179,19 +206,20 @@ class Teller:
         if self.packet.get("protocol") in ("icmp", "icmpv6"):
             where = "the VIP and port of what it quotes"
         if svc:
-            text = f"{where}: service {service}{', which has every port' if every_port else ''}"
+            every = ", which has every port" if every_port else ""
+            text = f"{where}: service {service}{every}; scope {SCOPE}"
         else:
             text = "nor every port of it" if every_port else f"no service has {where}"
-        facts = {"service": service, "every_port": bool(every_port), "scope": "external"}
+        facts = {"service": service, "every_port": bool(every_port), "scope": SCOPE}
         return text, facts
 
     def _on_service(self, mode: int, flags: int) -> Told:
         name = self.tables.modes(mode).name.lower().replace("_", "-")
         asks = [f.name.lower().replace("_", "-") for f in self.tables.svc_flag if flags & f]
-        return f"mode {name}" + (f"; {', '.join(asks)}" if asks else ""), {
-            "mode": name,
-            "options": asks,
-        }
+        policy = "source ranges" if "sources" in asks else "every client"
+        text = f"mode {name}" + (f"; {', '.join(asks)}" if asks else "")
+        facts = {"mode": name, "options": asks, "policy": policy}
+        return f"{text}; {'serves' if policy == 'every client' else 'policy:'} {policy}", facts
 
     def _on_source(self, served: int, _: int) -> Told:
         said = "is" if served else "is not"
@@ -343,6 +371,19 @@ class Teller:
             flags = f" {','.join(out['tcp_flags'])}" if out.get("tcp_flags") else ""
             text = f"it leaves as {out.get('protocol')} {ends[0]} > {ends[1]}{flags}"
         return {"step": "rewrite", "text": text, "facts": dict(out)}
+
+
+def routed(address: str) -> Told:
+    """The way that the host's own stack has to an address, now."""
+    try:
+        with Netlink() as netlink:
+            route = netlink.resolve(ip_address(address))
+    except (ShuntError, OSError) as e:
+        why = e.why if isinstance(e, ShuntError) else str(e)
+        return f"the kernel has no way to {address}: {why}", {"interface": ""}
+    via = f"{route.gateway} by {route.link.name}" if route.gateway else f"by {route.link.name}"
+    facts = {"interface": route.link.name, "mtu": route.mtu, "gateway": str(route.gateway or "")}
+    return f"the kernel's route: {via}, MTU {route.mtu}", facts
 
 
 def _ends(packet: Json) -> list[str]:

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The way of one packet, step by step, for `shunt explain`. xdp/dry.bpf.c is the balancer compiled
- * with DRY_RUN, and tc/dry.bpf.c TC's programs: it notes each step, and writes to no map that anybody else uses. In the balancer
- * itself a step is nothing at all.
+ * with DRY_RUN, and tc/dry.bpf.c TC's programs: they note each step, and write to no map that
+ * anybody else uses. In the programs themselves a step is nothing at all.
  */
 #ifndef SHUNT_STEP_H
 #define SHUNT_STEP_H

@@ -27,7 +27,9 @@ def test_a_packet_to_a_service(host: Host) -> None:
     assert found["backend"] in BACKENDS
     told = steps(found)
     assert told["frontend"]["facts"]["service"] == "web"
-    assert told["service"]["facts"] == {"mode": "dsr-ipip", "options": []}
+    assert told["frontend"]["text"].endswith("service web; scope external")
+    policy = {"policy": "every client"}
+    assert told["service"]["facts"] == {"mode": "dsr-ipip", "options": [], **policy}
     assert told["slot"]["facts"]["current"] == found["backend"]
     assert told["nexthop"]["facts"]["interface"] == "eth0"
     assert told["rewrite"]["facts"]["destination"] == found["backend"]

@@ -233,6 +233,8 @@ def test_explain_tells_what_tc_does(node: Host, ip: int) -> None:
         back = ("explain", "--from", f"{backend}:8080", "--to", here, "--flags", "ack")
         reply = node.json(*back, "--leaving")
         assert "out by eth0" in node.shunt(*back, "--leaving").out
+        other = ("explain", "--from", f"{backend}:8081", "--to", here, "--leaving")
+        assert "goes on as it is" in node.shunt(*other).out
     for found, known_already in ((known, True), (fresh, False)):
         steps = {step["step"]: step for step in found["steps"]}
         assert (found["verdict"], found["reason"]) == ("pass", "SENT_TO_BACKEND")
@@ -243,6 +245,8 @@ def test_explain_tells_what_tc_does(node: Host, ip: int) -> None:
         )
         assert steps["program"]["text"] == "TC, behind XDP"
         assert steps["nat-flow"]["facts"]["found"] is known_already
+        assert steps["backend"]["facts"]["state"] == "up"
+        assert steps["nexthop"]["facts"]["interface"] == "pod0"
     assert (reply["verdict"], reply["reason"]) == ("pass", "SENT_TO_CLIENT")
     assert (reply["out"]["source"], reply["out"]["source_port"]) == (POD[ip], 80)
 
