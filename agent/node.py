@@ -19,7 +19,7 @@ from shunt.agent.apply import Applier
 from shunt.agent.batches import BATCH, FIRST, in_batches
 from shunt.agent.checks import Checks, Key
 from shunt.agent.closing import Closing
-from shunt.agent.echo import Echo, answers
+from shunt.agent.echo import Echo, answers, decides
 from shunt.agent.fixed import check_change
 from shunt.agent.flush import flush
 from shunt.agent.nat_ports import overlap_here
@@ -31,7 +31,7 @@ from shunt.agent.reach import PARTICULAR, unfit
 from shunt.agent.scan import Scanner
 from shunt.agent.socket_upkeep import SocketUpkeep
 from shunt.agent.tables import Tables
-from shunt.agent.translating import Translating
+from shunt.agent.translating import Translating, is_at_tc
 from shunt.agent.upkeep import Upkeep
 from shunt.agent.wiring import Wiring
 from shunt.agent.wishes import Counts, Wish, recall
@@ -141,7 +141,8 @@ class Node:
             self.datapath.load(settings)
         self.translating.prepare(configuration, anew=changed)
         names: set[str] | None = None
-        if before is not None and not self._unsure and before.settings.echo == settings.echo:
+        alike = before is not None and decides(before.settings) == decides(settings)
+        if alike and not self._unsure:
             names = differing(services_before.values(), self.services.values())
         size = BATCH
         if before is None and self.services and self._is_fresh():
@@ -245,7 +246,7 @@ class Node:
             for name in names - want.keys():
                 self.want.pop(name, None)
             self.want.update((name, want[name]) for name in names & want.keys())
-        self.echo.update(names, self.want, self.tables.placed, self._answers_echo)
+        self.echo.update(names, self.want, self.tables.placed, self._answers_echo, self._is_at_tc)
         self._gone.clear()
         self.closing.follow(writes)
         if cleared := [write for write in writes if isinstance(write, ClearBackend)]:
@@ -262,9 +263,14 @@ class Node:
         names = [target_name(service, p) for service in services for p in Protocol]
         return [n for n in names if n in self.want or n in self.tables.placed]
 
-    def _answers_echo(self, service: str, vip: IPAddress) -> bool:
+    def _answers_echo(self, service: str, vip: IPAddress) -> bool | None:
         assert self.configuration is not None
         return answers(self.services[service], vip, self.configuration.settings.echo)
+
+    def _is_at_tc(self, target: Target) -> bool:
+        assert self.configuration is not None
+        off = self.configuration.settings.xdp_mode == "off"
+        return is_at_tc(target.mode, (target.protocol,), off)
 
     # Events ----------------------------------------------------------------------------------
 

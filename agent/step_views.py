@@ -98,6 +98,7 @@ EVENTS: Mapping[str, str] = {
     "QUIC_FIRST": "the client chose its connection id, or nobody knows what it is",
     "QUIC_UNROUTABLE": "its connection id names no backend",
     "QUIC_DOWN": "the backend that its connection id names takes no packets",
+    "FRAGMENT_EARLY": "it is for a VIP, and its first fragment is not known",
 }
 
 SCOPE = "external"  # enum scope of bpf/abi.h: there is no other outside a cluster

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 
 from shunt.agent.apply import sync_ports
@@ -86,9 +86,13 @@ def needed(configuration: Configuration) -> bool:
     """Whether TC translates (local and SCTP; all, if no XDP program does) or masquerades."""
     off = configuration.settings.xdp_mode == "off"
     return configuration.settings.masquerade is not None or any(
-        s.mode is Mode.LOCAL or (s.mode.translates and (off or Protocol.SCTP in s.protocols()))
-        for s in configuration.services
+        is_at_tc(s.mode, s.protocols(), off) for s in configuration.services
     )
+
+
+def is_at_tc(mode: Mode, protocols: Collection[Protocol], off: bool) -> bool:
+    """Whether TC translates some of a service's protocols. `off`: no XDP program does."""
+    return mode is Mode.LOCAL or (mode.translates and (off or Protocol.SCTP in protocols))
 
 
 def configured_ports(configuration: Configuration) -> Iterator[tuple[Protocol, int]]:

@@ -79,6 +79,7 @@ enum event {
 	EVENT_QUIC_FIRST,	/* a first flight, whose id the client chose: as any datagram */
 	EVENT_QUIC_UNROUTABLE,	/* an id that names no server of the service: likewise */
 	EVENT_QUIC_DOWN,	/* an id whose backend is failing: likewise */
+	EVENT_FRAGMENT_EARLY,	/* for a VIP, and its first is not known */
 	EVENT_COUNT,
 };
 
@@ -483,13 +484,19 @@ struct nat_scratch {	 /* map scratch: per processor, one element */
 	__u8 bytes[SCRATCH_BYTES]; /* of a packet */
 };
 
-/* A VIP that answers echo requests, as long as the agent has it here. */
+/* What is known of an address without a port. */
+enum vip_flag {
+	VIP_AT_TC = 1 << 30, /* its fragments may be TC's: XDP can't tell which are missing */
+};
+
+/* The VIPs with a backend that lives, as long as the agent has them here; this host's own addresses are
+ * left out, which the stack answers for. */
 struct echo_key {	 /* map echo, key */
 	__u8 vip[16];	 /* IPv6, or IPv4-mapped */
 };
 
 struct echo_val {	 /* map echo, value */
-	__u32 svc;	 /* for whom it is counted */
+	__u32 svc;	 /* for whom an echo request is answered, 0 = for none; enum vip_flag */
 };
 
 struct ports_val {	 /* map ports: TCP's 1,024 words, UDP's, then SCTP's; mmap-ed */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Echo requests to a VIP are answered while the agent has it in map echo. */
+/* Echo requests to a VIP are answered while the agent has it in map echo, with a service. */
 #ifndef SHUNT_ECHO_H
 #define SHUNT_ECHO_H
 
@@ -74,13 +74,15 @@ static __always_inline __u64 answer_echo(struct CONTEXT *ctx, const struct packe
 	struct echo_key key __attribute__((aligned(8)));
 	struct verdict v = verdict(XDP_TX, REASON_SENT_ECHO_REPLY);
 	struct echo_val *vip;
+	__u32 svc;
 
 	__builtin_memcpy(key.vip, pkt->key.daddr, 16);
 	vip = bpf_map_lookup_elem(&echo, &key);
+	svc = vip ? vip->svc & ~VIP_AT_TC : 0;
 	/* Options (a route to be recorded, say) are the stack's business. */
-	if (!vip || pkt->l4 != plain || !is_unicast(pkt) || !turn_echo(ctx, pkt))
+	if (!svc || pkt->l4 != plain || !is_unicast(pkt) || !turn_echo(ctx, pkt))
 		return 0;
-	v.svc = vip->svc;
+	v.svc = svc;
 	return word_of(v);
 }
 

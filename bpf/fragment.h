@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Fragments follow the first one, which alone has the ports. It is a packet like any other; where it
- * went is remembered for the others. What comes before it is the stack's.
+ * went is remembered for the others. What comes before it is the stack's, and counted if it is for a VIP.
  */
 #ifndef SHUNT_FRAGMENT_H
 #define SHUNT_FRAGMENT_H
@@ -39,6 +39,16 @@ __noinline int remember_first(const struct packet *pkt, __u32 svc_id, __u32 back
 	return !DRY_RUN && !bpf_map_update_elem(&fragments, &s->fragment, &val, BPF_ANY);
 }
 
+/* Nothing is known of the datagram of a fragment for a VIP: it came before its first, which may also have
+ * been refused, or forgotten. Counted by the program that would have followed it. */
+static __always_inline void note_early(const struct packet *pkt, const struct nat_scratch *s)
+{
+	struct echo_val *vip = bpf_map_lookup_elem(&echo, s->fragment.daddr);
+
+	if (vip && pkt->way != WAY_TC_OUT && (vip->svc & VIP_AT_TC ? AT_TC : !AT_TC))
+		note(EVENT_FRAGMENT_EARLY);
+}
+
 /* A fragment that is not its datagram's first: where that went. */
 __noinline __u64 look_fragment(struct CONTEXT *ctx, struct packet *pkt)
 {
@@ -50,8 +60,10 @@ __noinline __u64 look_fragment(struct CONTEXT *ctx, struct packet *pkt)
 		return LOOK_NOTHING;
 	fragment_key_of(pkt, &s->fragment);
 	first = bpf_map_lookup_elem(&fragments, &s->fragment);
-	if (!first)
+	if (!first) {
+		note_early(pkt, s);
 		return LOOK_NOTHING;
+	}
 	if ((__s64)(now_ns() - first->seen_ns) > (__s64)FRAGMENT_IDLE_NS) {
 		note(EVENT_FRAGMENT_LATE);
 		return LOOK_NOTHING;

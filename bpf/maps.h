@@ -79,6 +79,7 @@ struct {
 	enum nat_track nat_track;
 	enum masq_net masq_net;
 	enum svc_flag svc_flag;
+	enum vip_flag vip_flag;
 	enum hook_position hook_position;
 	enum hook_slot hook_slot;
 	enum hook_result hook_result;

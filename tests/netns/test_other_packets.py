@@ -25,6 +25,7 @@ from shunt.lab.servers import BIG_BYTES, ECHO_PORT
 from shunt.lab.shuntd import daemons
 from shunt.lab.topology import CLIENT4, CLIENT6, Lab
 from shunt.lb.model import Mode
+from tests.netns.parts import send_part
 from tests.netns.reasons import LabScene
 from tests.scenes import lab_with_servers
 
@@ -128,6 +129,29 @@ def test_a_datagram_of_60_kb_in_fragments(scene: Scene, service: LabService) -> 
     assert scene.daemon.client.get("status")["events"]["FRAGMENT_FIRST"] > 0
 
 
+@services
+def test_fragments_for_a_vip_that_came_before_their_first_are_counted(
+    scene: Scene, service: LabService
+) -> None:
+    early_ones_are_counted(scene, service)
+
+
+def early_ones_are_counted(scene: Scene, service: LabService) -> None:
+    """Those for the balancer itself are not."""
+    version = service.vip.version
+    source = str(CLIENT4 if version == 4 else CLIENT6)
+    own = str(scene.lab.balancers[0].addresses[version == 6])
+
+    def early() -> int:
+        return int(scene.daemon.client.get("status")["events"].get("FRAGMENT_EARLY", 0))
+
+    before = early()
+    for to in (own, str(service.vip), own, str(service.vip)):
+        send_part(scene.lab.client, source, to)
+    until(lambda: early() - before >= 2, "those for the VIP are counted")
+    assert early() - before == 2
+
+
 def echoed(client: socket.socket, payload: bytes) -> bool:
     """Whether the answer is `NAME PEER ` and what was sent. A lost fragment loses it."""
     client.send(payload)
@@ -172,6 +196,7 @@ def test_ping_is_answered_while_a_backend_lives(scene: Scene, service: LabServic
     try:
         scene.daemon.write_services([document | {"echo": "off"}])
         until(lambda: not ping(1), "no answer where echo is off")
+        early_ones_are_counted(scene, service)
         scene.daemon.write_services([document | {"backends": []}])
         until(lambda: service.name in told(scene) and not ping(1), "no answer without backends")
         scene.daemon.write_services([document])

@@ -26,6 +26,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from shunt.lab.netns import Namespace, cable
+from tests.netns.parts import send_part
 from tests.netns.reasons import leaving, packets
 from tests.netns.shunt_host import Host
 from tests.netns.test_tc_datapath import (
@@ -292,6 +293,21 @@ def test_large_datagrams_to_another_host(remote: Scene, ip: int) -> None:
         client.connect((POD[ip], 53))
         large_one_comes_back(remote, client, {4: "10.8.0.1", 6: "fd08::1"}[ip])
     assert remote.host.json("status")["events"]["FRAGMENT_FIRST"] >= 2
+
+
+@FAMILIES
+def test_those_that_came_before_their_first_are_counted_once(either: Scene, ip: int) -> None:
+    """Of a VIP, whether XDP has seen them, too, or not; the node's own are not."""
+
+    def early() -> int:
+        return int(either.host.json("status")["events"].get("FRAGMENT_EARLY", 0))
+
+    before, expected = early(), 0
+    for to in (NODE_ADDR[ip], POD[ip], POD[ip], NODE_ADDR[ip], POD[ip]):
+        send_part(either.host.outside, CLIENT_ADDR[ip], to)
+        expected += to == POD[ip]
+    either.host.until(lambda: early() - before >= expected, "those for the VIP are counted")
+    assert early() - before == expected
 
 
 # Answers ------------------------------------------------------------------------------------

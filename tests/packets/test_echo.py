@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Echo requests to a VIP are answered while it stands in map echo."""
+"""Echo requests to a VIP are answered while it stands in map echo with a service."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from scapy.layers.inet import ICMP, IP, IPOption_NOP
 from scapy.layers.inet6 import ICMPv6EchoRequest
 from scapy.packet import Packet, Raw
 
+from shunt.agent.echo import AT_TC
 from shunt.kern.libbpf import XDP_PASS, XDP_TX
 from tests.packets.balancer import Balancer, Out, Reason, mapped
 from tests.packets.frames import ETH, OWN_MAC, ROUTER_MAC, ether, ip, network
@@ -23,9 +24,10 @@ def ping(version: int, src: str, dst: str, **fields: Any) -> Packet:
     return ether(ip(src, dst, **fields) / body)
 
 
-def answer_echo(lb: Balancer, vip: str, svc: int) -> None:
+def know_vip(lb: Balancer, vip: str, svc: int = 0, *, at_tc: bool = False) -> None:
+    """As the agent does; for a service echo requests are answered."""
     value = lb.map("echo").new_values(1)[0]
-    value["svc"] = svc
+    value["svc"] = svc | (AT_TC if at_tc else 0)
     key = lb.map("echo").new_keys(1)[0]
     key["vip"] = mapped(vip)
     lb.map("echo").update(key, value)
@@ -34,7 +36,7 @@ def answer_echo(lb: Balancer, vip: str, svc: int) -> None:
 def pinged(lb: Balancer, packet: Packet) -> Out:
     version = 4 if IP in packet else 6
     made = lb.add_service(VIP[version], backends=BACKENDS[version])
-    answer_echo(lb, VIP[version], made.id)
+    know_vip(lb, VIP[version], made.id)
     return lb.run(packet)
 
 
@@ -59,6 +61,17 @@ def test_echo_for_another_address_is_the_stacks(version: int, lb: Balancer) -> N
     out = pinged(lb, packet)
     assert out.said == (XDP_PASS, {Reason.PASS_NOT_OURS: 1})
     assert out.data == bytes(packet)
+
+
+@versions
+@pytest.mark.parametrize("at_tc", [False, True])
+def test_a_vip_may_be_known_and_silent(version: int, at_tc: bool, lb: Balancer) -> None:
+    packet = ping(version, CLIENT[version], VIP[version])
+    know_vip(lb, VIP[version], at_tc=at_tc)
+    assert lb.run(packet).said == (XDP_PASS, {Reason.PASS_NOT_OURS: 1})
+    know_vip(lb, VIP[version], 1, at_tc=at_tc)
+    assert lb.run(packet).said == (XDP_TX, {Reason.SENT_ECHO_REPLY: 1})
+    assert lb.counts("svc_stats")[1]["packets"] == 1
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ from scapy.packet import Packet, Raw
 
 from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
 from tests.packets import balancer
-from tests.packets.balancer import Balancer, Event, Reason
+from tests.packets.balancer import Balancer, Event, Out, Reason
 from tests.packets.frames import ETH, either, ether, ip, network, udp, verify
+from tests.packets.test_echo import know_vip
 
 CLIENT = {4: "192.0.2.1", 6: "2001:db8:c::1"}
 VIP = {4: "203.0.113.1", 6: "2001:db8:a::1"}
 BACKENDS = {4: ["10.0.0.1", "10.0.0.2"], 6: ["fd00::1", "fd00::2"]}
+ROUTER = {4: "198.51.100.9", 6: "2001:db8:f::9"}
 SIZE = 60_000
 
 versions = pytest.mark.parametrize("version", [4, 6])
@@ -151,6 +153,31 @@ def test_what_comes_before_its_first_is_the_stacks(
     assert out.data == bytes(second)
     assert lb.run(first).events.get(Event.FRAGMENT_FIRST) == 1
     assert lb.run(second).said == (XDP_TX, {Reason.SENT_TO_BACKEND: 1})
+
+
+def early(lb: Balancer, version: int = 4, at_tc: bool = False) -> Out:
+    """A later fragment for a VIP, of a datagram whose first is not known."""
+    lb.add_service(VIP[version], 80, balancer.UDP, "dsr-l2", BACKENDS[version])
+    know_vip(lb, VIP[version], at_tc=at_tc)
+    return lb.run(fragments_of(udp(CLIENT[version], VIP[version], payload=bytes(3000)))[1])
+
+
+@versions
+def test_only_those_for_vips_are_counted_as_early(version: int, lb: Balancer) -> None:
+    """Others are the host's own, which `pass-fragment` has too; and what is known is followed."""
+    assert early(lb, version).events == {Event.FRAGMENT_EARLY: 1}
+    to_vip = udp(CLIENT[version], VIP[version], payload=bytes(3000))
+    to_host = udp(CLIENT[version], ROUTER[version], payload=bytes(3000))
+    for frame, events in ((to_host, [{}] * 3), (to_vip, [{Event.FRAGMENT_FIRST: 1}, {}, {}])):
+        assert [lb.run(part).events for part in fragments_of(frame)] == events
+    lb.advance(31)
+    assert lb.run(fragments_of(to_vip)[1]).events == {Event.FRAGMENT_LATE: 1}
+
+
+@versions
+def test_what_tc_may_follow_is_not_early_here(version: int, lb: Balancer) -> None:
+    out = early(lb, version, at_tc=True)
+    assert (out.said, out.events) == ((XDP_PASS, {Reason.PASS_FRAGMENT: 1}), {})
 
 
 @versions

@@ -31,7 +31,7 @@ BACKENDS = {
 CONFIG = Quic(2, config_id=3, nonce_length=5)
 SERVERS = [bytes((0xA0, n)) for n in range(1, 5)]
 versions = pytest.mark.parametrize("version", [4, 6])
-modes = pytest.mark.parametrize("mode", ["dsr-ipip", "nat"])
+modes = pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-geneve", "nat"])
 both = pytest.mark.parametrize("known", [quic.V1, quic.V2], ids=["v1", "v2"])
 
 
@@ -143,8 +143,9 @@ def test_with_options_the_vlan_tag_and_extensions_it_is_found_too(lb: Balancer) 
 
 
 @versions
-def test_later_fragments_follow(version: int, lb: Balancer) -> None:
-    serve(lb, version)
+@modes
+def test_later_fragments_follow(version: int, mode: str, lb: Balancer) -> None:
+    serve(lb, version, mode)
     whole = datagram(version, quic.short(cid(3), bytes(3000)))
     if version == 4:
         whole[IP].flags = 0

@@ -30,6 +30,7 @@ from tests.packets.frames import (
 from tests.packets.hooked import HOOKS, hooked
 from tests.packets.private import FORWARDING, in_namespace
 from tests.packets.test_echo import ping, pinged
+from tests.packets.test_fragments import early
 from tests.packets.test_icmp import error
 from tests.packets.test_nexthops import NETWORK
 from tests.packets.test_quic import cid, datagram, serve
@@ -353,6 +354,7 @@ def quic_datagram(make_lb: MakeLb, payload: bytes) -> Out:
 
 
 EVENTS |= {
+    "FRAGMENT_EARLY": lambda make_lb: early(make_lb()),
     "QUIC_BY_ID": partial(quic_datagram, payload=quic.short(cid(2))),
     "QUIC_FIRST": partial(quic_datagram, payload=quic.long(bytes(8))),
     "QUIC_UNROUTABLE": partial(quic_datagram, payload=quic.short(b"")),

@@ -19,7 +19,7 @@ from tests.packets.frames import (
     transport,
     udp,
 )
-from tests.packets.test_echo import answer_echo, ping
+from tests.packets.test_echo import know_vip, ping
 from tests.packets.test_fragments import fragments_of, reassemble
 from tests.packets.test_icmp import (
     checksums_hold,
@@ -120,7 +120,7 @@ def test_echo_to_a_vip_is_answered(tc: Translator, version: int) -> None:
     made = tc.add_service(VIP[version], backends=BACKENDS[version])
     packet = ping(version, CLIENT[version], VIP[version], ttl=3)
     assert tc.run(packet).said == (NEXT, {})
-    answer_echo(tc, VIP[version], made.id)
+    know_vip(tc, VIP[version], made.id)
     reply = told(tc.run(packet), "SENT_ECHO_REPLY")
     assert ends(reply) == (VIP[version], CLIENT[version])
     start = ETH + HEADER[version]

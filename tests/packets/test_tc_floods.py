@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floods through the TC programs: established connections are unhurt, and counters name the cause.
 
-The tables have room for 512 flows, and a flood is 2,000 packets of as many clients.
+The tables have room for 512 flows, and a flood is 2,000 packets of as many clients, at settled and
+at moving slots.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import pytest
 
 from shunt.agent.nat_expiry import HALF_OPEN_NS, judge_nat
 from shunt.kern.testrun import run_tc
-from tests.packets.balancer import TCP, UDP, S
+from tests.packets.balancer import TCP, UDP, S, Slot
+from tests.packets.floods import frame_of
 from tests.packets.frames import tcp, udp
+from tests.packets.test_echo import know_vip
 from tests.packets.translator import BACKENDS, CLIENT, NEXT, VIP, Translator, expect, tuple_of
 
-ROOM, FLOOD, CLIENTS = 1 << 9, 2000, 100
-SIZES = {"nat_fwd": ROOM, "nat_rev": ROOM}
+ROOM, FLOOD, CLIENTS = 1 << 9, 2000, 24
+SIZES = dict.fromkeys(("nat_fwd", "nat_rev", "fragments"), ROOM)
 # Where an Ethernet frame has the low half of its source address, which the source port follows
 # behind the rest of the addresses.
 SOURCE = {4: (28, 34), 6: (36, 54)}
@@ -71,8 +74,16 @@ class Scene:
         frame = bytearray(bytes(packet))
         low, port = SOURCE[self.ip]
         where = port + 2 if leaving else low  # its own address and port are a backend's
-        fd = self.tc.object.programs["shunt_egress" if leaving else "shunt_ingress"].fd
-        before = self.counts()
+        return self._each(frame, where, "shunt_egress" if leaving else "shunt_ingress")
+
+    def flood_fragments(self, kind: str) -> dict[str, int]:
+        """Of datagrams, one of each: first or later ones."""
+        frame, low = bytearray(frame_of(kind, self.ip, VIP[self.ip], 80)[0]), SOURCE[self.ip][0]
+        return self._each(frame, low, "shunt_ingress")
+
+    def _each(self, frame: bytearray, where: int, program: str) -> dict[str, int]:
+        """The frame with numbers there."""
+        fd, before = self.tc.object.programs[program].fd, self.counts()
         for number in range(FLOOD):
             frame[where : where + 2] = (number + 256).to_bytes(2, "big")
             run_tc(fd, bytes(frame))
@@ -117,17 +128,25 @@ def translator() -> Iterator[Translator]:
         yield tc
 
 
-def scene(tc: Translator, ip: int) -> Scene:
+def scene(tc: Translator, ip: int, state: int = Slot.SETTLED) -> Scene:
     for proto in (TCP, UDP):
-        tc.add_service(VIP[ip], 80, proto, backends=BACKENDS[ip], backend_port=8080)
+        made = tc.add_service(VIP[ip], 80, proto, backends=BACKENDS[ip], backend_port=8080)
+        if state != Slot.SETTLED:
+            made.set_slots(made.backends, made.backends[0], state)
+    know_vip(tc, VIP[ip], at_tc=True)
     return Scene(tc, ip)
 
 
 @pytest.fixture(params=[4, 6])
-def full(request: pytest.FixtureRequest, translator: Translator) -> Scene:
+def ip(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(params=["SETTLED", "MOVING"])
+def full(request: pytest.FixtureRequest, ip: int, translator: Translator) -> Scene:
     """The table is what ends a flood."""
     translator.empty()
-    return scene(translator, request.param)
+    return scene(translator, ip, Slot[request.param])
 
 
 def test_half_open_connections_beyond_the_tables(full: Scene) -> None:
@@ -162,6 +181,28 @@ def test_datagrams_beyond_the_tables(full: Scene) -> None:
     full.establish()
     said = full.flood(proto=UDP)
     assert said["DROP_NAT_TABLE_FULL"] == FLOOD - (ROOM - CLIENTS)
+    full.go_on()
+
+
+def test_first_fragments_beyond_the_tables(full: Scene) -> None:
+    full.establish()
+    said, room = full.flood_fragments("first fragments"), ROOM - CLIENTS
+    assert said == {
+        "SENT_TO_BACKEND": room,
+        "NAT_CREATED": room,
+        "FRAGMENT_FIRST": room,
+        "DROP_NAT_TABLE_FULL": FLOOD - room,
+    }
+    assert len(full.tc.entries("fragments")) <= ROOM
+    full.go_on()
+
+
+def test_later_fragments_store_nothing(full: Scene) -> None:
+    """Without their first ones they are the stack's, which TC does not count."""
+    full.establish()
+    assert full.flood_fragments("later fragments") == {"FRAGMENT_EARLY": FLOOD}
+    assert full.pairs() == CLIENTS
+    assert not full.tc.entries("fragments")
     full.go_on()
 
 

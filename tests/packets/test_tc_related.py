@@ -29,7 +29,7 @@ from tests.packets.frames import (
     tcp,
     udp,
 )
-from tests.packets.test_echo import ping
+from tests.packets.test_echo import know_vip, ping
 from tests.packets.test_fragments import fragments_of, reassemble
 from tests.packets.test_icmp import (
     ROUTER,
@@ -313,6 +313,21 @@ def test_a_fragment_before_its_first_or_long_after_is_the_stacks(
     expect(tc.run(second), NEXT, "SENT_TO_BACKEND")
     tc.advance(30.1)
     assert tc.run(second).said == (NEXT, {})
+
+
+@versions
+@pytest.mark.parametrize("at_tc", [True, False])
+def test_what_came_before_its_first_is_counted_where_it_would_be_followed(
+    tc: Translator, version: int, at_tc: bool
+) -> None:
+    """And never on its way out: what leaves is for no VIP of this node."""
+    tc.add_service(VIP[version], 80, balancer.UDP, backends=BACKENDS[version])
+    know_vip(tc, VIP[version], at_tc=at_tc)
+    _, second, *_ = fragments_of(udp(CLIENT[version], VIP[version], payload=bytes(5000)))
+    assert tc.run(second).events == ({Event.FRAGMENT_EARLY: 1} if at_tc else {})
+    assert tc.leave(second).events == {}
+    to_host = fragments_of(udp(CLIENT[version], ROUTER[version], payload=bytes(5000)))
+    assert tc.run(to_host[1]).events == {}
 
 
 @versions

@@ -15,6 +15,7 @@ from tests.packets import balancer
 from tests.packets.balancer import BACKEND_MAC, Balancer, Out, Reason
 from tests.packets.frames import OWN_MAC, ROUTER_MAC, either, network, tcp, udp, verify
 from tests.packets.test_echo import ping, pinged
+from tests.packets.test_fragments import fragments_of
 from tests.packets.test_icmp import error
 
 CLIENT = {4: "192.0.2.1", 6: "2001:db8:c::1"}
@@ -45,14 +46,20 @@ def word(tags: Tags) -> int:
     return value
 
 
-def untag(raw: bytes) -> tuple[list[tuple[bool, int, int]], Packet]:
-    """The tags of a frame, and the frame without them, verified."""
+def tags_of(raw: bytes) -> tuple[list[tuple[bool, int, int]], bytes]:
+    """The tags of a frame, and the frame without them."""
     found, head, rest = [], raw[:12], raw[12:]
     while rest[:2] in {b"\x81\x00", b"\x88\xa8"}:
         tci = int.from_bytes(rest[2:4], "big")
         found.append((rest[:2] == b"\x88\xa8", tci >> 13, tci & 0xFFF))
         rest = rest[4:]
-    return found, verify(head + rest)
+    return found, head + rest
+
+
+def untag(raw: bytes) -> tuple[list[tuple[bool, int, int]], Packet]:
+    """The same of a whole packet, which is verified."""
+    found, frame = tags_of(raw)
+    return found, verify(frame)
 
 
 def serve(
@@ -138,12 +145,32 @@ def test_answers_have_the_tags_of_the_question(version: int, tags: Tags, lb: Bal
 
 
 @versions
-def test_errors_and_fragments_too(version: int, lb: Balancer) -> None:
+def test_errors_too(version: int, lb: Balancer) -> None:
     serve(lb, version, "dsr-l2", ONE)
     quote = network(tcp(VIP[version], CLIENT[version], "SA", sport=80, dport=40000))
     out = lb.run(tagged(error(version, VIP[version], quote), ONE))
     assert out.said == (XDP_TX, {Reason.SENT_ERROR_TO_BACKEND: 1})
     assert untag(out.data)[0] == list(ONE)
+
+
+@versions
+@pytest.mark.parametrize("hop", [ONE, TWO, []], ids=["the same", "two", "none"])
+@pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-l2", "dsr-geneve", "nat"])
+def test_fragments_too(version: int, mode: str, hop: Tags, lb: Balancer) -> None:
+    """The first one, and what follows it by the numbers that stand behind the tags."""
+    serve(lb, version, mode, hop)
+    whole = tcp(CLIENT[version], VIP[version], payload=bytes(3000))
+    parts = fragments_of(whole, size=1200)
+    early = lb.run(tagged(parts[1], ONE))
+    assert early.said == (XDP_PASS, {Reason.PASS_FRAGMENT: 1})
+    assert early.data == bytes(tagged(parts[1], ONE))
+    outs = [lb.run(tagged(part, ONE)) for part in parts]
+    plain = [lb.run(part) for part in parts]
+    for out, other in zip(outs, plain, strict=True):
+        assert out.said == other.said == (XDP_TX, {Reason.SENT_TO_BACKEND: 1})
+        tags, frame = tags_of(out.data)
+        assert tags == [(provider, 5, number) for provider, _, number in hop]
+        assert frame == tags_of(other.data)[1]
 
 
 @versions
