@@ -215,7 +215,7 @@ perf-maglev: build ## balance and disruption of Maglev, to perf/results/maglev_p
 	$(AS_OWNER) $(PYTHON) -m perf.maglev_paper $(ARGS)
 
 .PHONY: fuzz-packets
-fuzz-packets: need-root build ## 10 million random and mutated packets through the real program (root)
+fuzz-packets: need-root build ## 10 million random packets through the balancer, TC and decap; ARGS="--seed 1" (root)
 	@$(UNCACHED) -m tests.fuzz.packets $(ARGS)
 
 .PHONY: lock

@@ -117,12 +117,14 @@ static __always_inline bool read_quote(struct CONTEXT *ctx, struct inner *in, bo
 {
 	__u32 quoted = in->l4 + ICMP_HEADER_BYTES;
 	__u8 *icmp = at_most(ctx, in->l4, MAX_L4_OFFSET);
+	__u8 to[16] __attribute__((aligned(8)));
 	bool ipv6 = in->ipv6;
 	__u32 header;
 
 	if (!icmp || (void *)(icmp + ICMP_HEADER_BYTES) > end(ctx) || !is_error(icmp[0], ipv6))
 		return false;
 	in->quoted = quoted;
+	__builtin_memcpy(to, in->key.addr, 16);
 	if (ipv6) {
 		struct ipv6hdr *ip = at_most(ctx, quoted, 2 * MAX_L4_OFFSET);
 
@@ -141,6 +143,10 @@ static __always_inline bool read_quote(struct CONTEXT *ctx, struct inner *in, bo
 		in->key.proto = ip->protocol;
 		header = ip->ihl * 4;
 	}
+	/* One that comes in is for who has sent what it quotes: else to ask whose that address is
+	 * would say nothing of where the error goes. */
+	if (!answer && !same_address(in->key.addr, to))
+		return false;
 	in->quote = true;
 	return (in->key.proto == IPPROTO_TCP || in->key.proto == IPPROTO_UDP) &&
 	       read_ports(ctx, in, quoted + header, !answer);

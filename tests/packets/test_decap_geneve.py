@@ -175,6 +175,17 @@ def test_an_address_of_another_host(version: int, node: BackendNode) -> None:
     refused(node.receive(geneve(version, frame, VIP[version])), Reason.DROP_ADDRESS)
 
 
+@versions
+def test_an_error_for_another_host_that_quotes_a_packet_of_this_one(
+    version: int, node: BackendNode
+) -> None:
+    quote = network(tcp(OWN[version], CLIENT[version], "A", sport=OWN_PORT, dport=40000))
+    elsewhere = "10.9.0.77" if version == 4 else "fd09::77"
+    node.opened(geneve(version, error(version, OWN[version], quote), VIP[version]))
+    frame = error(version, elsewhere, quote)
+    refused(node.receive(geneve(version, frame, VIP[version])), Reason.DROP_PROTOCOL)
+
+
 def test_a_family_without_an_address(make_node: Callable[..., BackendNode]) -> None:
     only4 = make_node((OWN[4],))
     only4.opened(sent(4))

@@ -15,7 +15,7 @@ from shunt.kern.testrun import Ran, run_tc
 from shunt.tc.attach import PROGRAMS
 from shunt.tc.translation import DRY
 from shunt.xdp.dry import DryRun
-from tests.fuzz.packets import mutations
+from tests.fuzz.mutations import mutations
 from tests.packets.balancer import LOOPBACK, OWN4, OWN6, SCTP, TCP, UDP, Out, Reason
 from tests.packets.frames import either, sctp
 from tests.packets.test_dry import contents, verdict_of
@@ -99,13 +99,13 @@ def test_they_say_what_becomes_of_connections(twins: Twins) -> None:
 
 def test_they_say_what_becomes_of_any_packet(twins: Twins) -> None:
     corpus = [
-        bytes(either(proto, CLIENT[ip], VIP[ip], dport=port, **extra))
+        (0, bytes(either(proto, CLIENT[ip], VIP[ip], dport=port, **extra)))
         for ip in (4, 6)
         for proto, extra in ((TCP, {"flags": "S"}), (TCP, {"flags": "A"}), (UDP, {}))
         for port in (LOCAL, REMOTE)
     ]
     # The kernel makes no skb of what is shorter than its IP header.
-    frames = (f for f in mutations(random.Random(7), corpus) if len(f) >= 54)
+    frames = (f for _, f in mutations(random.Random(7), corpus) if len(f) >= 54)
     for n, frame in enumerate(islice(frames, 600)):
         twins.run(OUT if n % 4 == 0 else IN, frame)
     assert len(twins.reasons) >= 4, twins.reasons

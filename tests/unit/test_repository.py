@@ -41,7 +41,7 @@ APACHE_C = "/* SPDX-License-Identifier: Apache-2.0 */"
 BPF_C = "/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */"
 BPF_FOLDERS = {"bpf", "xdp", "tc", "sockops"}
 # Prose, data, and formats without comments.
-NO_HEADER = {".md", ".json", ".svg", ".png", ".pcap", ".csv", ".bin"}
+NO_HEADER = {".md", ".json", ".svg", ".png", ".pcap", ".csv"}
 
 LIMITS = {".py": 400, ".c": 300, ".h": 300}
 FUNCTION_LIMIT = 60
