@@ -16,6 +16,7 @@ from shunt.agent.probes.sockets import own_address
 from shunt.agent.tables import Tables
 from shunt.agent.troubles import Troubles
 from shunt.kern.netlink import InterfaceAddress, Netlink
+from shunt.kern.objects import Program
 from shunt.lb.compile import target_name
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Configuration, IPAddress, Protocol, Settings
@@ -66,6 +67,11 @@ class Detour:
                     "see that it has sch_clsact, cls_bpf and policy routing, or remove `via: vip`",
                 ),
             )
+
+    @property
+    def programs(self) -> list[Program]:
+        """Those that are loaded."""
+        return self._path.programs if self._path else []
 
     def close(self) -> None:
         """Take the way away."""

@@ -128,8 +128,15 @@ def _ports_used(node: Node) -> list[Sample]:
 
 
 def _loaded(node: Node) -> list[Program]:
-    beside = node.sockets.programs + node.closing.programs + node.streams.programs
-    return node.datapath.programs + beside + node.observing.programs()
+    return [
+        *node.datapath.programs,
+        *node.translating.translation.programs,
+        *node.upkeep.detour.programs,
+        *node.sockets.programs,
+        *node.closing.programs,
+        *node.streams.programs,
+        *node.observing.programs(),
+    ]
 
 
 def _programs(value: Callable[[Runs], float]) -> Callable[[Node], Iterator[Sample]]:

@@ -12,6 +12,7 @@ import click
 from shunt.cli import render
 from shunt.cli.host import as_root
 from shunt.cli.options import Group, Options, bpffs_option
+from shunt.cli.progress import progress
 from shunt.cli.render import number
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def load(options: Options, file: Path, position: str, name: str | None, bpffs: P
     from shunt.xdp import hooks
     from shunt.xdp.hook_source import Position
 
-    with as_root("hook loads a program"):
-        chosen = name or file.name.partition(".")[0].lower()
+    chosen = name or file.name.partition(".")[0].lower()
+    doing = "compiling and loading" if file.suffix == ".c" else "loading"
+    with as_root("hook loads a program"), progress(f"{doing} {file.name}"):
         found = hooks.load(file, Position(position), chosen, bpffs)
     if options.json:
         render.print_json(_json(found))

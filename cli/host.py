@@ -73,7 +73,7 @@ def decap(
         raise click.UsageError("Name the interface: --iface DEV.")
     if detach and settings:
         raise click.UsageError("--detach takes no --source, --address or --flows.")
-    with as_root("decap loads and attaches a program"):
+    with as_root("decap loads and attaches a program"), progress(_doing(iface, detach)):
         from shunt.xdp import decap as program
 
         if iface is None:
@@ -92,6 +92,12 @@ def decap(
             _show(found)
     else:
         print("decap is attached to no interface")
+
+
+def _doing(iface: str | None, detach: bool) -> str:
+    if iface is None:
+        return "reading what decap has counted"
+    return f"taking decap off {iface}" if detach else f"loading decap for {iface}"
 
 
 def _json(found: Decap) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shunt.kern.maps import Map
-from shunt.kern.objects import Object
+from shunt.kern.objects import Object, Program
 from shunt.kern.tc import Direction
 from shunt.kern.testrun import Ran, run_tc
 from shunt.lb.model import Settings
@@ -62,6 +62,11 @@ class Translation:
             return run_tc(fd, frame, ifindex=ifindex)
 
         return DryRun(self.config, self._maps, DRY, attach.PROGRAMS[way], run)
+
+    @property
+    def programs(self) -> list[Program]:
+        """Those that are loaded."""
+        return list(self._obj.programs.values()) if self._obj else []
 
     @property
     def loaded(self) -> bool:

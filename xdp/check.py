@@ -16,7 +16,7 @@ import numpy as np
 from shunt.kern import diversion, tc
 from shunt.kern.maps import Map
 from shunt.kern.netlink import Netlink
-from shunt.kern.objects import Object
+from shunt.kern.objects import Object, Program
 from shunt.kern.tc import Direction
 from shunt.lb.compile import mapped
 from shunt.lb.model import Settings
@@ -51,6 +51,10 @@ class CheckPath:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def programs(self) -> list[Program]:
+        return list(self._object.programs.values())
 
     @property
     def prog_fd(self) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A QUIC server that writes its id into its connection ids, and says it to whoever asks.
 
-tests.netns.quic_server ADDRESS PORT SERVER_ID CERTIFICATE KEY
+tests.netns.quic_server ADDRESS[,ADDRESS...] PORT SERVER_ID CERTIFICATE KEY
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Random:
         return connection_id(self.server_id, nonce=os.urandom(NONCE_BYTES))
 
 
-async def main(address: str, port: str, server_id: str, certificate: str, key: str) -> None:
+async def main(addresses: str, port: str, server_id: str, certificate: str, key: str) -> None:
     """Serve until killed."""
     source = Random(bytes.fromhex(server_id))
     setattr(connection, "os", source)  # noqa: B010  mypy knows it as a module
@@ -54,7 +54,8 @@ async def main(address: str, port: str, server_id: str, certificate: str, key: s
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    await serve(address, int(port), configuration=configuration, stream_handler=begin)
+    for address in addresses.split(","):  # answers are from the one that was asked
+        await serve(address, int(port), configuration=configuration, stream_handler=begin)
     print("ready", flush=True)
     await asyncio.Event().wait()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import urllib.error
 import urllib.request
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from shunt.kern.features import xdp_tracepoints
-from tests.netns.shunt_host import BACKENDS, SETTINGS, WEB, Host
+from tests.netns.shunt_host import BACKENDS, FAST, SERVICES, SETTINGS, WEB, Host
 from tests.unit.test_metrics import documented
 
 LISTEN = "127.0.0.1:9961"
+LOCAL = "203.0.113.15"
+BY_VIP = {**FAST, "port": 80, "via": "vip"}
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -148,16 +151,27 @@ def test_a_refused_file_shows_in_the_gauge(own: Host) -> None:
 
 
 def test_run_times_of_programs_while_they_are_wanted(own: Host) -> None:
+    """XDP's; TC's, which a service of mode local wants; and that of checks by way of a VIP."""
+    local = {"name": "local", "vip": LOCAL, "ports": ["53/udp"], "mode": "local"}
+    own.write("local", local | {"backends": ["10.9.0.1"]})
+    own.write("direct", {"name": "direct", **SERVICES["direct"], "health": BY_VIP})
     own.start()
     configure(own, program_times="on")
-    for _ in range(5):
-        own.datagram(WEB)
+    for vip in (WEB, LOCAL) * 5:
+        own.datagram(vip)
 
-    def runs() -> float:
-        return value(scraped(own), "shunt_program_runs_total", program="shunt_lb")
+    def measured(program: str, least: int) -> bool:
+        found, of = scraped(own), {"program": program}
+        runs = value(found, "shunt_program_runs_total", **of)
+        return runs >= least and value(found, "shunt_program_run_seconds_total", **of) > 0
 
-    own.until(lambda: runs() >= 5, "runs are counted")
-    assert value(scraped(own), "shunt_program_run_seconds_total", program="shunt_lb") > 0
+    for program, least in (
+        ("shunt_lb", 10),
+        ("shunt_ingress", 5),
+        ("shunt_egress", 1),  # what this node sends itself, checks among it
+        ("shunt_check", 1),
+    ):
+        own.until(partial(measured, program, least), f"runs of {program} are counted")
 
 
 def test_what_a_driver_loses_is_counted(own: Host) -> None:

@@ -4,7 +4,9 @@
 ```
     here                              out                   its VLAN devices live in
     trunk.100 10.100.0.1/24           trunk.100 10.100.0.9  client
-    trunk.200 10.200.0.1/24           trunk.200 10.200.0.2  server: TCP 80 echoes, VIPs on lo
+              fd00:100::1/64                    fd00:100::9
+    trunk.200 10.200.0.1/24           trunk.200 10.200.0.2  server: TCP 80 echoes, VIPs on lo,
+              fd00:200::1/64                    fd00:200::2   decap
     trunk ======================== trunk
     (a veth, or a bond of eth0 and eth1)
 ```
@@ -54,16 +56,25 @@ from shunt.lb.model import (
     Service,
     Settings,
 )
+from shunt.xdp import decap
 from shunt.xdp.attach import cleanup
 
-DIRECT, NAT, BACKEND = (ip_address(a) for a in ("203.0.113.10", "203.0.113.11", "10.200.0.2"))
-VIPS = {DIRECT: Mode.DSR_L2, NAT: Mode.NAT}
+BACKENDS = {4: ip_address("10.200.0.2"), 6: ip_address("fd00:200::2")}
+DIRECT, NAT = ip_address("203.0.113.10"), ip_address("203.0.113.11")
+VIPS = {
+    DIRECT: Mode.DSR_L2,
+    NAT: Mode.NAT,
+    ip_address("203.0.113.12"): Mode.DSR_IPIP,
+    ip_address("2001:db8:a::10"): Mode.DSR_L2,
+    ip_address("2001:db8:a::11"): Mode.NAT,
+    ip_address("2001:db8:a::12"): Mode.DSR_IPIP,
+}
 XdpMode = Literal["auto", "native", "generic"]
 LIMITS = Limits(
     frontends=256, services=64, slots=4096, backends=256, nexthops=64, flows=1024, nat=1024
 )
 TIMEOUT_S = 60.0
-TAGS = {100: ("client", "10.100.0.9"), 200: ("server", "10.200.0.2")}
+TAGS = {100: ("client", 9), 200: ("server", 2)}
 # How often a bond looks at its cables, in milliseconds.
 LOOK = "miimon 50"
 
@@ -91,8 +102,11 @@ class Trunk:
         self.bpffs, self.state, self.may_answer = bpffs, state, may_answer
 
     def configuration(self, names: tuple[str, ...], xdp: XdpMode = "auto") -> Configuration:
-        port, backend = (Port(80, Protocol.TCP),), (Backend(BACKEND),)
-        services = [Service(mode.value, (vip,), port, mode, backend) for vip, mode in VIPS.items()]
+        port = (Port(80, Protocol.TCP),)
+        services = (
+            Service(f"{mode}-{v.version}", (v,), port, mode, (Backend(BACKENDS[v.version]),))
+            for v, mode in VIPS.items()
+        )
         return Configuration(Settings(names, xdp, limits=LIMITS), tuple(services))
 
     @contextlib.contextmanager
@@ -180,18 +194,27 @@ def wire(here: Namespace, out: Namespace, bond: str) -> tuple[str, ...]:
 def settle(made: dict[str, Namespace]) -> None:
     """Addresses and routes; the outer ends of the VLANs move to who lives there."""
     here = made["here"]
-    here.sysctl({"ipv4.ip_forward": 1})
+    here.sysctl({"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1})
     made["server"].sysctl({"ipv4.conf.all.arp_ignore": 1})
-    made["server"].ip(*(f"addr add {vip}/32 dev lo" for vip in VIPS))
-    for tag, (who, address) in TAGS.items():
-        gateway = address.rpartition(".")[0] + ".1"
-        here.ip(f"addr add {gateway}/24 dev trunk.{tag}", f"link set dev trunk.{tag} up")
+    made["server"].ip(*(f"addr add {vip}/{vip.max_prefixlen} dev lo" for vip in VIPS))
+    for tag, (who, host) in TAGS.items():
+        four, six = f"10.{tag}.0.", f"fd00:{tag}::"
+        here.ip(*interface(tag, f"{four}1", f"{six}1"))
         made["out"].ip(f"link set dev trunk.{tag} netns {made[who].name}")
         made[who].ip(
-            f"addr add {address}/24 dev trunk.{tag}",
-            f"link set dev trunk.{tag} up",
-            f"route add default via {gateway}",
+            *interface(tag, f"{four}{host}", f"{six}{host}"),
+            f"route add default via {four}1",
+            f"route add default via {six}1",
         )
+
+
+def interface(tag: int, four: str, six: str) -> tuple[str, ...]:
+    device = f"trunk.{tag}"
+    return (
+        f"addr add {four}/24 dev {device}",
+        f"addr add {six}/64 dev {device} nodad",
+        f"link set dev {device} up",
+    )
 
 
 @contextlib.contextmanager
@@ -201,6 +224,7 @@ def trunk_of(bond: str = "") -> Iterator[Trunk]:
         ensure_bpffs(bpffs)
         stack.callback(shutil.rmtree, bpffs, ignore_errors=True)
         stack.callback(cleanup, bpffs)
+        stack.callback(decap.cleanup, bpffs / "server")
         made = {}
         for end in ("here", "out", "client", "server"):
             made[end] = Namespace.create(f"shunt-tk-{os.getpid()}-{end}")
@@ -211,7 +235,11 @@ def trunk_of(bond: str = "") -> Iterator[Trunk]:
         for cable in cables:
             stack.callback(os.close, napi.attach_pass(made["out"], cable))
         with made["server"].inside():
-            listener = stack.enter_context(socket.create_server(("", 80), backlog=64))
+            decap.attach("trunk.200", bpffs=bpffs / "server")
+            listener = socket.create_server(
+                ("::", 80), family=socket.AF_INET6, backlog=64, dualstack_ipv6=True
+            )
+        stack.enter_context(listener)
         may_answer = threading.Event()
         may_answer.set()
         threading.Thread(target=echo, args=(listener, may_answer), daemon=True).start()
