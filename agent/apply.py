@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shunt.agent import options, quic, writes
 from shunt.agent.tables import NO_REGION, REGION_LOG2_BITS, Placed, Tables
@@ -261,18 +262,30 @@ def sync_ports(tables: Tables, nat_ports: range) -> None:
     And with the tables' `reply_ports`, for those to `local`.
     """
     tables.nat_ports = nat_ports
-    want = np.zeros(len(tables.ports), np.uint64)
     pairs = [pair for pair, count in tables.served.items() if count > 0]
     pairs += tables.reply_ports
-    for protocol, port in (*pairs, *((p, n) for p in Protocol for n in nat_ports)):
-        word = _ports_of(protocol).start + (port >> 6)
-        want[word] |= np.uint64(1 << (port & 63))
+    want = _port_words((*pairs, *((p, n) for p in Protocol for n in nat_ports)))
     every = [p for p in Protocol if tables.served[p, ANY_PORT] > 0]
     for protocol in every:
         want[_ports_of(protocol)] = ~np.uint64(0)
     index = np.flatnonzero(want != tables.ports)
     tables.ports[index] = want[index]
     tables.meta["any_port"] = sum(ANY_PORT_BIT[protocol] for protocol in every)
+
+
+def exclude_ports(tables: Tables, ports: Iterable[tuple[Protocol, int]]) -> None:
+    """Let no new flow get any of these, and all others."""
+    want = _port_words(ports)
+    index = np.flatnonzero(want != tables.nat_excluded)
+    tables.nat_excluded[index] = want[index]
+
+
+def _port_words(ports: Iterable[tuple[Protocol, int]]) -> NDArray[np.uint64]:
+    """A set of ports; see struct ports_val."""
+    words = np.zeros(len(ANY_PORT_BIT) * PORT_WORDS, np.uint64)
+    for protocol, port in ports:
+        words[_ports_of(protocol).start + (port >> 6)] |= np.uint64(1 << (port & 63))
+    return words
 
 
 def _ports_of(protocol: Protocol) -> slice:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translations of mode nat that begin and end, while somebody watches.
+"""Translations that begin and end, while somebody watches.
 
 Found by looking at map nat_fwd every second, so that the program has nothing to do with it. None is
 missed by that: a translation stays for longer than a second, and one whose tuple begins anew

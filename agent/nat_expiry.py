@@ -27,8 +27,11 @@ BROKEN_NS = 10 * NS_PER_S
 NEW_UDP_NS = 30 * NS_PER_S
 ECHO_NS = 30 * NS_PER_S
 # enum nat_track of bpf/abi.h; a test compares
-TRACKED, ANSWERED, ASSURED, ENDED_CLIENT, ENDED_BACKEND, BROKEN = (1 << n for n in range(6))
+TRACKED, ANSWERED, ASSURED, ENDED_CLIENT, ENDED_BACKEND = (1 << n for n in range(5))
+BROKEN_CLIENT, BROKEN_BACKEND = 32, 256
+BROKEN = BROKEN_CLIENT | BROKEN_BACKEND
 ENDED = ENDED_CLIENT | ENDED_BACKEND
+MASQUERADED = 64
 
 ECHOES = (1, 58)  # ICMP, ICMPv6
 NOBODYS = 0  # the service of flows that are masqueraded, and of no service

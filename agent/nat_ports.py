@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This host's ports in mode nat: how many are taken towards whom, and who else uses them.
+"""This host's ports for translations: how many are taken towards whom, and who else uses them.
 
-A port is one flow's towards one destination: the backend's address, port and protocol, and the
-address of this host that it sees. Towards another destination the same port is free.
+A port is one flow's towards one destination: the address, port and protocol of a backend, or of
+whom a masqueraded flow is for, and the address of this host that it sees. Towards another
+destination the same port is free.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shunt.agent.nat_expiry import MASQUERADED
 from shunt.agent.tables import Tables
 from shunt.kern.netlink import Netlink
 from shunt.kern.sock_diag import SockDiag
@@ -23,7 +25,9 @@ from shunt.lb.compile import Endpoint, unmapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import (
     ANY_PORT,
+    PROTOCOL_NAMES,
     Configuration,
+    Frontend,
     IPAddress,
     Protocol,
 )
@@ -37,11 +41,11 @@ class Destination(NamedTuple):
     """Towards whom, and from which of this host's addresses."""
 
     backend: Endpoint
-    protocol: Protocol
+    protocol: int  # as in IP's header: masqueraded pings take identifiers as others take ports
     own: IPAddress
 
     def __str__(self) -> str:
-        return f"{self.backend}/{self.protocol.name.lower()} from {self.own}"
+        return f"{self.backend}/{PROTOCOL_NAMES[self.protocol]} from {self.own}"
 
 
 class PortUse:
@@ -54,6 +58,7 @@ class PortUse:
     def add(self, keys: Any, values: Any) -> None:
         """Count some entries of nat_rev. Mode local's and SCTP's have their clients' ports."""
         ours = (values["back"]["ifindex"] != 0) & (values["handed"] == 0)
+        ours |= (values["track"] & MASQUERADED) != 0
         keys = keys[ours & (keys["proto"] != Protocol.SCTP)]
         names, first, counts = np.unique(_names(keys), return_index=True, return_counts=True)
         for name, at, count in zip(names.tolist(), first.tolist(), counts.tolist(), strict=True):
@@ -86,17 +91,20 @@ def _names(keys: Any) -> NDArray[np.uint64]:
 
 def _destination(key: Any) -> Destination:
     backend = Endpoint(unmapped(key["saddr"].tobytes()), int(key["sport"]))
-    return Destination(backend, Protocol(int(key["proto"])), unmapped(key["daddr"].tobytes()))
+    return Destination(backend, int(key["proto"]), unmapped(key["daddr"].tobytes()))
 
 
-def refused(tables: Tables) -> Iterator[tuple[Endpoint, Protocol, int]]:
-    """Backends that flows were refused towards, and how many. Port 0 is the frontend's."""
+def refused(tables: Tables) -> Iterator[tuple[Endpoint, int, int]]:
+    """Whom flows were refused towards: address, port (0: the frontend's), protocol, count."""
     for i in np.flatnonzero(tables.nat_refused).tolist():
         record = tables.backends[i]
         if int(record["flags"]) & tables.flag.known:
             endpoint = Endpoint(unmapped(record["addr"].tobytes()), int(record["port"]))
             protocol = Protocol(int(tables.svc["proto"][int(record["svc"])]))
             yield endpoint, protocol, int(tables.nat_refused[i])
+    for key, value in zip(*tables.maps["masq_refused"].items(), strict=True):
+        endpoint = Endpoint(unmapped(key["addr"].tobytes()), int(key["port"]))
+        yield endpoint, int(key["proto"]), int(value["flows"])
 
 
 def top(tables: Tables, use: PortUse | None, limit: int) -> Json:
@@ -107,10 +115,10 @@ def top(tables: Tables, use: PortUse | None, limit: int) -> Json:
     ports = len(tables.nat_ports)
     taken = use.taken() if use else {}
     lost: Counter[Destination] = Counter()
-    alone: Counter[tuple[Endpoint, Protocol]] = Counter()
+    alone: Counter[tuple[Endpoint, int]] = Counter()
     for endpoint, protocol, count in refused(tables):
         for destination in taken:  # the busiest first
-            if destination.protocol is protocol and _stands_for(endpoint, destination.backend):
+            if destination.protocol == protocol and _stands_for(endpoint, destination.backend):
                 lost[destination] += count
                 break
         else:
@@ -128,12 +136,10 @@ def _stands_for(endpoint: Endpoint, backend: Endpoint) -> bool:
     return endpoint.address == backend.address and endpoint.port in {0, backend.port}
 
 
-def _row(
-    backend: Endpoint, protocol: Protocol, own: str, taken: int, ports: int, lost: int
-) -> Json:
+def _row(backend: Endpoint, protocol: int, own: str, taken: int, ports: int, lost: int) -> Json:
     return {
         "backend": str(backend),
-        "protocol": protocol.name.lower(),
+        "protocol": PROTOCOL_NAMES[protocol],
         "own": own,
         "taken": taken,
         "ports": ports,
@@ -185,10 +191,9 @@ def overlap(
     """Whether nat's ports are also a frontend's on this host's own addresses, or a listener's."""
     ports = wanted(configuration)
     both = sorted(
-        f"frontend {frontend} of {service.name}"
-        for service in configuration.services
-        for frontend in service.frontends()
-        if frontend.vip in addresses and frontend.port != ANY_PORT and frontend.port in ports
+        f"frontend {frontend} of {name}"
+        for name, frontend in _frontends(configuration, addresses)
+        if frontend.port in ports
     )
     both += [
         f"a listener on {port}/{protocol.name.lower()}{_known_as(protocol, port)}"
@@ -200,18 +205,41 @@ def overlap(
     more = f" and {len(both) - 3} more" if len(both) > 3 else ""
     return ShuntError(
         f"nat's ports {ports.start}-{ports.stop - 1} are also others'",
-        f"{', '.join(both[:3])}{more}: a packet to one of these could be taken for a reply",
+        f"{', '.join(both[:3])}{more}: nat leaves these out, and has fewer; of those that a flow"
+        " had before, a packet could be taken for a reply",
         "give nat ports of its own (`nat: {ports: FIRST-LAST}` in shunt.yaml), or move the others",
     )
 
 
-def overlap_here(configuration: Configuration) -> ShuntError | None:
-    """The same of this host as it is now. Raises: OSError."""
+def others(
+    configuration: Configuration, addresses: Set[IPAddress], listening: Set[tuple[Protocol, int]]
+) -> frozenset[tuple[Protocol, int]]:
+    """Which of nat's ports those are, so that no flow gets them."""
+    ports = wanted(configuration)
+    served = {(f.protocol, f.port) for _, f in _frontends(configuration, addresses)}
+    return frozenset((protocol, port) for protocol, port in served | listening if port in ports)
+
+
+def _frontends(
+    configuration: Configuration, addresses: Set[IPAddress]
+) -> Iterator[tuple[str, Frontend]]:
+    """On this host's own addresses, with a port: each with its service's name."""
+    for service in configuration.services:
+        for frontend in service.frontends():
+            if frontend.vip in addresses and frontend.port != ANY_PORT:
+                yield service.name, frontend
+
+
+def others_here(
+    configuration: Configuration,
+) -> tuple[frozenset[tuple[Protocol, int]], ShuntError | None]:
+    """The same two of this host as it is now. Raises: OSError."""
     if not wanted(configuration):
-        return None
+        return frozenset(), None
     with Netlink() as netlink:
         addresses = {found.address for found in netlink.addresses()}
-    return overlap(configuration, addresses, listeners(wanted(configuration)))
+    both = configuration, addresses, listeners(wanted(configuration))
+    return others(*both), overlap(*both)
 
 
 def _known_as(protocol: Protocol, port: int) -> str:

@@ -22,7 +22,6 @@ from shunt.agent.closing import Closing
 from shunt.agent.echo import Echo, answers, decides
 from shunt.agent.fixed import check_change
 from shunt.agent.flush import flush
-from shunt.agent.nat_ports import overlap_here
 from shunt.agent.nexthops import NextHop, NextHops
 from shunt.agent.observing import Observing
 from shunt.agent.own_addresses import OwnAddresses
@@ -139,6 +138,7 @@ class Node:
         changed = before is None or before.settings != settings
         if before is not None and changed:
             self.datapath.load(settings)
+        self.translating.leave_out(settings, self.services.values())
         self.translating.prepare(configuration, anew=changed)
         names: set[str] | None = None
         alike = before is not None and decides(before.settings) == decides(settings)
@@ -159,7 +159,6 @@ class Node:
         self._unsure = False
         self.upkeep.detour.follow(configuration)
         self.translating.settle(configuration)
-        self.observing.troubles.tell("nat ports", overlap_here(configuration))
         if changed:
             self._attach(settings)
         self.socket_upkeep.reserve(self.services)
@@ -320,8 +319,12 @@ class Node:
         self.try_reconcile(names)
 
     def after_scan(self) -> None:
-        """Shrink what has settled; clear removed backends that nothing names any more."""
+        """Shrink what has settled; clear removed backends that nothing names any more; and see who
+        uses nat's ports by now.
+        """
         t = self.tables
+        if self.configuration is not None:
+            self.translating.look_again(self.configuration.settings, self.services.values())
         only = {
             name
             for name, place in t.placed.items()

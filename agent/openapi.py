@@ -100,11 +100,11 @@ ROUTES: dict[tuple[str, str], Route] = {
         "Forget remembered flows", t.Deleted, (404, 413), takes=t.OfService
     ),
     ("GET", "/v1/nat/top"): Route(
-        "Destinations of mode nat, by ports refused and taken", tables.NatDestinations,
+        "Destinations of translations, by ports refused and taken", tables.NatDestinations,
         query={"limit": LIMIT},
     ),
     ("GET", "/v1/nat"): Route(
-        "Translations of mode nat", tables.TranslationList, (404,), query=_OF | {"limit": LIMIT}
+        "Translations", tables.TranslationList, (404,), query=_OF | {"limit": LIMIT}
     ),
     ("GET", "/v1/monitor"): Route(
         "Dropped packets, or translations that begin and end, as they come", t.Sample, (404,),

@@ -64,6 +64,7 @@ REASONS: Mapping[str, str] = {
     "DROP_NAT_NO_SOURCE": "dropped: this host has no address of the backend's family",
     "DROP_NAT_OVER_BUDGET": "dropped: too many new flows a second (budgets: inserts)",
     "DROP_NAT_INVALID": "dropped: its connection's state does not allow it",
+    "DROP_NAT_MALFORMED": "dropped: it is shorter than its headers say, and cannot be translated",
     "DROP_NAT_FRAGMENT": "dropped: a later fragment to be masqueraded, whose first was not seen",
     "DROP_NAT46_FRAGMENT": "dropped: a fragment, which is not translated between IPv4 and IPv6",
     "DROP_NAT46_NO_EQUAL": "dropped: the backend's family has nothing like it, or the client's",

@@ -85,6 +85,7 @@ class Tables:
         self.nat_refused: NDArray[np.uint64] = maps["nat_refused"].mapped()["flows"]
         self.nexthops: NDArray[Any] = maps["nexthops"].mapped()
         self.ports: NDArray[np.uint64] = maps["ports"].mapped()["bits"]
+        self.nat_excluded: NDArray[np.uint64] = maps["nat_excluded"].mapped()["bits"]
         self.frontends = FrontendTable(service_words(maps["services"]))
         self.flows = FlowTable(maps["flows"].mapped())
         self.meta: NDArray[Any] = maps["meta"].mapped()

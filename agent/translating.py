@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import logging
+import time
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 
-from shunt.agent.apply import sync_ports
+from shunt.agent.apply import exclude_ports, sync_ports
 from shunt.agent.handover import Handover
 from shunt.agent.masquerading import Masquerading
-from shunt.agent.nat_ports import wanted
+from shunt.agent.nat_ports import others_here, wanted
 from shunt.agent.own_addresses import OwnAddresses
 from shunt.agent.tables import Tables
-from shunt.lb.model import Configuration, Mode, Protocol
+from shunt.lb.model import Configuration, Mode, Protocol, Service, Settings
 from shunt.tc.translation import Translation
 from shunt.xdp.attach import Datapath
+
+log = logging.getLogger(__name__)
+LOOK_EVERY_S = 5.0  # a millisecond, or some where there are tens of thousands of sockets
 
 
 class Translating:
@@ -27,6 +32,7 @@ class Translating:
         own.veths_changed = lambda: self.handover.sync(own.veths)
         self.translation = Translation(datapath.bpffs)
         self.needed = False
+        self._looked_s = 0.0
 
     def prepare(self, configuration: Configuration, *, anew: bool) -> None:
         """Before the services are put in force: the first packet of one is translated.
@@ -57,6 +63,26 @@ class Translating:
         sync_ports(self.tables, wanted(configuration))
         if not self.needed:
             self.translation.detach()
+
+    def leave_out(self, settings: Settings, services: Iterable[Service]) -> None:
+        """No new flow gets a port of this host's that is somebody else's now.
+
+        `services`: with those of this host's addresses that are VIPs. If the kernel does not say
+        who waits where, the ports left out stay as they are.
+        """
+        self._looked_s = time.monotonic()
+        try:
+            ports, error = others_here(Configuration(settings, tuple(services)))
+        except OSError as e:
+            log.warning("cannot tell whose nat's ports are: %s", e)
+            return
+        exclude_ports(self.tables, ports)
+        self.own.troubles.tell("nat ports", error)
+
+    def look_again(self, settings: Settings, services: Iterable[Service]) -> None:
+        """The same, if it is a while ago: processes come and go, and nobody tells of them."""
+        if time.monotonic() - self._looked_s >= LOOK_EVERY_S:
+            self.leave_out(settings, services)
 
     def close(self) -> None:
         """Let go; what is attached stays."""

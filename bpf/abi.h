@@ -23,7 +23,7 @@ enum reason {
 	REASON_PASS_NOT_IP,
 	REASON_PASS_NOT_OURS,	     /* no service has this port, or this address and port */
 	REASON_PASS_FRAGMENT,	     /* its first fragment, which has the ports, was not sent on */
-	REASON_PASS_MALFORMED,	     /* shorter than its headers say; the stack counts it too */
+	REASON_PASS_MALFORMED,	     /* XDP: shorter than its headers say; the stack counts it too */
 	REASON_PASS_TO_FRAGMENT,     /* wrapped, too big and without DF: the stack fragments it */
 	REASON_PASS_TO_TC,	     /* XDP: its service is of mode local, or of nat and SCTP */
 	REASON_SENT_TO_BACKEND,
@@ -46,8 +46,9 @@ enum reason {
 	REASON_DROP_NAT_SCTP_PORT,   /* TC: another has its port, and SCTP cannot get a new one */
 	REASON_DROP_NAT_TABLE_FULL,
 	REASON_DROP_NAT_NO_SOURCE,   /* no address of this host in the backend's family */
-	REASON_DROP_NAT_OVER_BUDGET, /* TC: too many new flows a second */
+	REASON_DROP_NAT_OVER_BUDGET, /* too many new flows a second */
 	REASON_DROP_NAT_INVALID,     /* TC: not what TCP or SCTP may say in its flow's state */
+	REASON_DROP_NAT_MALFORMED,   /* TC: ours, and shorter than its headers say */
 	REASON_DROP_NAT_FRAGMENT,    /* TC: to be masqueraded, and its first one was not */
 	REASON_DROP_NAT_CLASH,	     /* TC: to a backend itself, in the tuple of a flow to a VIP */
 	REASON_DROP_NAT46_FRAGMENT,  /* to or from a backend of the other family: not translated */
@@ -69,7 +70,7 @@ enum event {
 	EVENT_CLIENT_REMEMBERED,
 	EVENT_CLIENT_NOT_REMEMBERED, /* table full, or over budget: its affinity is lost */
 	EVENT_NAT_CREATED,
-	EVENT_NAT_COLLISION,	/* a port was taken; the next was tried */
+	EVENT_NAT_COLLISION,	/* a port was taken, or another's; the next was tried */
 	EVENT_NAT_ADOPTED,	/* another processor translated the flow first */
 	EVENT_FIB_FALLBACK,	/* the next hop came from the FIB helper */
 	EVENT_SAMPLE_LOST,	/* the ring of samples was full */
@@ -335,16 +336,18 @@ struct flow_line {	 /* map flows, by line; mmap-ed: bpf/flow_table.h */
 #define NAT_RST		4
 
 /* What TC has seen of a flow: bits that are only ever added, in both of its entries, so that it
- * matters neither which processor was first nor which entry is looked at: bpf/track.h. */
+ * matters neither which processor was first nor which entry is looked at: bpf/track.h. Those that
+ * say broken are taken away by the side that they are of. */
 enum nat_track {
 	NAT_TRACKED = 1,      /* TC made the flow; without it the other bits mean nothing */
 	NAT_ANSWERED = 2,     /* by the backend; TCP: SYN-ACK; SCTP: INIT ACK */
 	NAT_ASSURED = 4,      /* a packet of the client came after that; TCP, SCTP: established */
 	NAT_ENDED_CLIENT = 8, /* FIN, SHUTDOWN */
 	NAT_ENDED_BACKEND = 16,
-	NAT_BROKEN = 32,      /* RST, ABORT */
+	NAT_BROKEN = 32,      /* RST, ABORT: the client's, */
 	NAT_MASQUERADED = 64, /* what the flow is, from its beginning: see struct masq_val */
 	NAT_ECHOED = 128,     /* SCTP: COOKIE ECHO, after NAT_ANSWERED */
+	NAT_BROKEN_BACKEND = 256, /* and the backend's */
 };
 
 /* How a client's packets came, which is how its replies go back. */
@@ -439,6 +442,14 @@ struct nat_refused_val { /* map nat_refused, by backend id; mmap-ed */
 	__u64 flows;
 };
 
+/* The same for masqueraded flows of no service: towards whom. */
+struct masq_refused_key { /* map masq_refused, key; its value is a nat_refused_val */
+	__u8   addr[16]; /* IPv6, or IPv4-mapped */
+	__be16 port;
+	__u8   proto;	 /* IPPROTO_* */
+	__u8   pad0;
+};
+
 /* A datagram whose first fragment was sent on. */
 struct fragment_key {	 /* map fragments, key */
 	__u8  saddr[16];
@@ -499,8 +510,8 @@ struct echo_val {	 /* map echo, value */
 	__u32 svc;	 /* for whom an echo request is answered, 0 = for none; enum vip_flag */
 };
 
-struct ports_val {	 /* map ports: TCP's 1,024 words, UDP's, then SCTP's; mmap-ed */
-	__u64 bits;	 /* a port somebody serves, or one of nat's own */
+struct ports_val {	 /* maps ports, nat_excluded: TCP's 1,024 words, UDP's, SCTP's; mmap-ed */
+	__u64 bits;	 /* a port somebody serves, or one of nat's own; one that nat must not give */
 };
 
 #define ANY_PORT_TCP 1

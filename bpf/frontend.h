@@ -41,10 +41,15 @@ static __always_inline __u64 frontend_hash(const struct flow_key *key, bool ipv6
 	return stir(stir(stir(d[0]) ^ d[1]) ^ tail);
 }
 
+/* Where a set of ports has one of protocol 6, 17 or 132: in the first, second or third 1,024 words. */
+static __always_inline __u32 port_word(__u8 proto, __u32 port)
+{
+	return ((proto >> 4 & 1) | (proto >> 6 & 2)) << 10 | port >> 6;
+}
+
 static __always_inline bool is_port_of_ours(__u8 proto, __u32 port)
 {
-	/* 6, 17 and 132: the first, second and third 1,024 words. */
-	__u32 index = ((proto >> 4 & 1) | (proto >> 6 & 2)) << 10 | port >> 6;
+	__u32 index = port_word(proto, port);
 	struct ports_val *p = bpf_map_lookup_elem(&ports, &index);
 
 	return p && p->bits >> (port & 63) & 1;

@@ -22,6 +22,7 @@ ARRAY_MAP(flows, struct flow_line, 1024, BPF_F_MMAPABLE);
 HASH_MAP(nat_fwd, struct flow_key, struct nat_fwd_val, 1024);
 HASH_MAP(nat_rev, struct flow_key, struct nat_rev_val, 1024);
 ARRAY_MAP(nat_refused, struct nat_refused_val, 1024, BPF_F_MMAPABLE);
+ARRAY_MAP(nat_excluded, struct ports_val, 3072, BPF_F_MMAPABLE);
 HASH_MAP(server_ids, struct server_id_key, struct server_id_val, 1024);
 HASH_MAP(masq, struct masq_key, struct masq_val, 64);
 HASH_MAP(veths, struct veth_key, struct veth_val, 1024);
@@ -50,6 +51,14 @@ struct {
 	__type(key, struct masq_net_key);
 	__type(value, struct masq_net_val);
 } masq_nets SEC(".maps");
+
+/* Counters: of those who are asked for seldom the count begins anew. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct masq_refused_key);
+	__type(value, struct nat_refused_val);
+} masq_refused SEC(".maps");
 
 /* What is forgotten here lets a network begin anew, no more. */
 struct {

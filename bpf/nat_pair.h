@@ -100,11 +100,33 @@ static __always_inline int claim(const struct packet *pkt, const struct translat
 	return put_claim(pkt, s);
 }
 
-static __always_inline void count_refused(__u32 backend)
+/* 6.1 has 32 bytes of stack for it. */
+static __noinline void count_refused_towards(const struct flow_key *to)
 {
-	struct nat_refused_val *n = bpf_map_lookup_elem(&nat_refused, &backend);
+	struct masq_refused_key key = {.port = to->dport, .proto = to->proto};
+	struct nat_refused_val one = {.flows = 1}, *n;
 
-	if (n && !DRY_RUN)
+	__builtin_memcpy(key.addr, to->daddr, 16);
+	if (!bpf_map_update_elem(&masq_refused, &key, &one, BPF_NOEXIST))
+		return;
+	n = bpf_map_lookup_elem(&masq_refused, &key);
+	if (n)
+		__sync_fetch_and_add(&n->flows, 1);
+}
+
+static __always_inline void count_refused(const struct translation *t)
+{
+	__u32 backend = t->backend;
+	struct nat_refused_val *n;
+
+	if (DRY_RUN)
+		return;
+	if (AT_TC && !backend) {
+		count_refused_towards(&t->to);
+		return;
+	}
+	n = bpf_map_lookup_elem(&nat_refused, &backend);
+	if (n)
 		__sync_fetch_and_add(&n->flows, 1);
 }
 
@@ -118,8 +140,21 @@ static __always_inline bool claim_own_port(const struct packet *pkt, struct tran
 	err = claim(pkt, t, s);
 	*why = err == -EEXIST ? REASON_DROP_NAT_SCTP_PORT : REASON_DROP_NAT_TABLE_FULL;
 	if (err == -EEXIST)
-		count_refused(t->backend);
+		count_refused(t);
 	return !err;
+}
+
+/* Somebody else's: a frontend's on an address of this host, or a process's that waits there. An identifier
+ * of ICMP is nobody's. */
+static __noinline bool is_excluded(__u8 proto, __u16 port)
+{
+	__u32 index = port_word(proto, port);
+	struct ports_val *p;
+
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
+		return false;
+	p = bpf_map_lookup_elem(&nat_excluded, &index);
+	return p && p->bits >> (port & 63) & 1;
 }
 
 /* Claims a port towards the backend; returns whether one was had, else `*why`. */
@@ -133,11 +168,11 @@ static __noinline bool claim_port(const struct packet *pkt, struct translation *
 	 * "infinite loop detected"). */
 	for (__u64 attempt = 0; attempt < NAT_ATTEMPTS; attempt++) {
 		__u32 random = port_hash(&pkt->key, attempt) >> 32;
+		__u16 port = config.nat_port_min + ((__u64)random * config.nat_port_count >> 32);
 		int err; /* before 6.4 only the lower half of a map function's result is its own */
 
-		t->to.sport = bpf_htons(config.nat_port_min +
-					((__u64)random * config.nat_port_count >> 32));
-		err = claim(pkt, t, s);
+		t->to.sport = bpf_htons(port);
+		err = is_excluded(pkt->key.proto, port) ? -EEXIST : claim(pkt, t, s);
 		if (!err)
 			return true;
 		if (err != -EEXIST) {
@@ -146,7 +181,7 @@ static __noinline bool claim_port(const struct packet *pkt, struct translation *
 		}
 		note(EVENT_NAT_COLLISION);
 	}
-	count_refused(t->backend);
+	count_refused(t);
 	return false;
 }
 
@@ -167,6 +202,36 @@ static __noinline bool nat_adopt(const struct packet *pkt, struct translation *t
 	if (b)
 		__builtin_memcpy(t->to.daddr, b->addr, 16);
 	return b;
+}
+
+/* Whether it is none that a side sends that has reset the connection: see bpf/track.h. */
+static __always_inline bool goes_on(const struct packet *pkt)
+{
+	return (pkt->tcp_flags & (TCP_SYN | TCP_RST | TCP_FIN | TCP_ACK)) ==
+	       (pkt->key.proto == IPPROTO_SCTP ? 0 : TCP_ACK);
+}
+
+/* What a client's packet says of a flow's state, */
+static __always_inline void note_client(struct nat_fwd_val *fwd, const struct packet *pkt)
+{
+	if (closes(pkt)) {
+		fwd->state = FLOW_CLOSING;
+		fwd->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_CLIENT;
+	} else if (fwd->closed & NAT_RST && goes_on(pkt)) {
+		fwd->closed &= ~NAT_RST;
+		fwd->state = fwd->closed ? FLOW_CLOSING : FLOW_CONFIRMED;
+	} else if (fwd->state == FLOW_OPENING && !opens(pkt)) {
+		fwd->state = FLOW_CONFIRMED;
+	}
+}
+
+/* and one of its backend's. */
+static __always_inline void note_backend(struct nat_rev_val *rev, const struct packet *pkt)
+{
+	if (closes(pkt))
+		rev->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_BACKEND;
+	else if (rev->closed & NAT_RST && goes_on(pkt))
+		rev->closed &= ~NAT_RST;
 }
 
 /* Removes a flow that has ended, so that a new one may take its tuple. */

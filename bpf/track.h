@@ -8,7 +8,7 @@
  *   established       ACK                                 the service's idle time
  *   closing           FIN, or           FIN               an hour
  *   closed            FIN and           FIN               60 s
- *   broken            RST, or           RST               10 s
+ *   broken            RST, or           RST               10 s, unless the same side goes on
  *
  * SCTP:
  *   half-open         INIT                                60 s
@@ -17,7 +17,11 @@
  *   established                         COOKIE ACK        the service's idle time
  *   shutting down     SHUTDOWN, or      SHUTDOWN          300 s: T5 of RFC 9260, 9.2
  *   closed            SHUTDOWN ACK, or  SHUTDOWN ACK      60 s
- *   broken            ABORT, or         ABORT             10 s
+ *   broken            ABORT, or         ABORT             10 s, likewise
+ *
+ * Whoever has broken a connection has nothing more to say. Where that side goes on (an ACK without SYN; DATA,
+ * SACK or HEARTBEAT), the RST was not its own, or did not count for the other: the
+ * connection is what it was before. What the other side had under way says nothing.
  *
  * UDP: new until the client sends after an answer (30 s), then assured (the service's idle time).
  *
@@ -32,6 +36,8 @@
 #include "parse.h"
 
 #define NAT_INVALID (1U << 31) /* no bit of enum nat_track: the packet is refused */
+
+#define NAT_BROKEN_ANY (NAT_BROKEN | NAT_BROKEN_BACKEND)
 
 #define TCP_STATE_FLAGS (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)
 
@@ -57,7 +63,9 @@ static __always_inline __u32 track_backend(__u32 bits, __u8 flags)
 	return bits | (flags & TCP_FIN ? NAT_ENDED_BACKEND : 0);
 }
 
-#define CHUNK(TYPE)  (1U << SCTP_##TYPE)
+#define CHUNK(TYPE) (1U << SCTP_##TYPE)
+/* None of these answers what is of no association (8.4). */
+#define CHUNKS_LIVE  (CHUNK(DATA) | CHUNK(SACK) | CHUNK(HEARTBEAT) | CHUNK(HEARTBEAT_ACK))
 #define CHUNKS_ALONE (CHUNK(INIT) | CHUNK(INIT_ACK) | CHUNK(SHUTDOWN_COMPLETE)) /* 6.10 */
 
 /* The end of an association: both SHUTDOWNs have gone by before either end says COMPLETE. `own` and `other`
@@ -105,17 +113,21 @@ static __always_inline __u32 track_sctp_backend(__u32 bits, __u32 chunks)
 
 static __always_inline __u32 track_sctp(__u32 bits, __u32 chunks, bool reply)
 {
+	__u32 broken = reply ? NAT_BROKEN_BACKEND : NAT_BROKEN;
+
 	if (!chunks || (chunks & CHUNKS_ALONE && chunks & (chunks - 1)) ||
 	    (reply && chunks & CHUNK(INIT)))
 		return NAT_INVALID;
 	if (chunks & CHUNK(ABORT))
-		return bits | NAT_BROKEN;
-	return reply ? track_sctp_backend(bits, chunks) : track_sctp_client(bits, chunks);
+		return bits | broken;
+	bits = reply ? track_sctp_backend(bits, chunks) : track_sctp_client(bits, chunks);
+	return chunks & CHUNKS_LIVE ? bits & ~broken : bits;
 }
 
 /* What is known of the flow with this packet, or NAT_INVALID. */
 static __always_inline __u32 track_step(__u32 bits, const struct packet *pkt, bool reply)
 {
+	__u32 broken = reply ? NAT_BROKEN_BACKEND : NAT_BROKEN;
 	__u8 flags = pkt->tcp_flags & TCP_STATE_FLAGS;
 
 	if (pkt->key.proto == IPPROTO_SCTP)
@@ -123,8 +135,9 @@ static __always_inline __u32 track_step(__u32 bits, const struct packet *pkt, bo
 	if (pkt->key.proto != IPPROTO_TCP)
 		return bits | (reply ? NAT_ANSWERED : bits & NAT_ANSWERED ? NAT_ASSURED : 0);
 	if (flags & TCP_RST)
-		return flags & (TCP_SYN | TCP_FIN) ? NAT_INVALID : bits | NAT_BROKEN;
-	return reply ? track_backend(bits, flags) : track_client(bits, flags);
+		return flags & (TCP_SYN | TCP_FIN) ? NAT_INVALID : bits | broken;
+	bits = reply ? track_backend(bits, flags) : track_client(bits, flags);
+	return flags & TCP_SYN ? bits : bits & ~broken;
 }
 
 /* Whether the flow is over, so that a SYN or INIT in its tuple is another's. */
@@ -132,7 +145,7 @@ static __always_inline bool track_over(__u32 bits)
 {
 	const __u32 both = NAT_ENDED_CLIENT | NAT_ENDED_BACKEND;
 
-	return bits & NAT_BROKEN || (bits & both) == both;
+	return bits & NAT_BROKEN_ANY || (bits & both) == both;
 }
 
 #endif

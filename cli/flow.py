@@ -57,10 +57,10 @@ def list_(options: Options, service: str | None, limit: int) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def flush(options: Options, service: str | None, yes: bool) -> None:
-    """Forget remembered flows, and translations of mode nat, of one service or of all.
+    """Forget remembered flows, and translations, of one service or of all.
 
-    Connections on slots that are not settled may move to another backend, and break; those of
-    mode nat break.
+    Connections on slots that are not settled may move to another backend, and break; those that
+    are translated break.
     """
     whose = f"service {service}" if service else "all services"
     confirm(f"Forget the flows of {whose}? Established connections may break.", yes)
@@ -73,7 +73,7 @@ def flush(options: Options, service: str | None, yes: bool) -> None:
 
 @click.group(cls=Group)
 def nat() -> None:
-    """Translations of services in mode nat."""
+    """Translations: of modes nat and local, and of what is masqueraded."""
 
 
 @nat.command("list")

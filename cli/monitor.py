@@ -26,7 +26,7 @@ from shunt.cli.render import endpoint, label
 @click.option("--count", type=click.IntRange(1), help="End after so many.")
 @click.pass_obj
 def monitor(options: Options, /, kind: str, count: int | None, **filters: str | None) -> None:
-    """Dropped packets as they come, or translations of mode nat, until Ctrl-C.
+    """Dropped packets as they come, or translations, until Ctrl-C.
 
     Of drops a sample: at most `budgets: samples` a second for each processor. With -o json, one
     object a line.

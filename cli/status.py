@@ -108,7 +108,10 @@ def _lines(shown: Json) -> Iterator[tuple[str, str]]:
     yield "nat", f"{number(nat['pairs'])} of {number(nat['limit'])} translations"
     if nat["ports_busiest"] and nat["ports_busiest"] > NEARLY_FULL * nat["ports"]:
         share = percent(nat["ports_busiest"] / nat["ports"])
-        yield "", f"{share} of nat's ports are taken towards one backend: `shunt nat list --top`"
+        yield (
+            "",
+            f"{share} of nat's ports are taken towards one destination: `shunt nat list --top`",
+        )
     scan, apply = shown["scan"], shown["apply"]
     yield "last scan", "none yet" if scan["ago_s"] is None else f"{duration(scan['ago_s'])} ago"
     yield "last apply", f"{apply['took_ms']} ms; {number(apply['writes'])} writes since the start"

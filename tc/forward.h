@@ -10,37 +10,30 @@
 #include "send_on.h"
 #include "track.h"
 
-/* What both entries say, this one and the other. */
-static __always_inline void keep_track(__u32 *track, __u32 *other, __u32 bits)
+/* What both entries say, this one and the other: `next`, where it was `bits`. */
+static __always_inline void keep_track(__u32 *track, __u32 *other, __u32 bits, __u32 next)
 {
 	if (DRY_RUN)
 		return;
-	__sync_fetch_and_or(track, bits);
+	__sync_fetch_and_or(track, next);
 	if (other)
-		__sync_fetch_and_or(other, bits);
+		__sync_fetch_and_or(other, next);
+	bits &= ~next;
+	if (!bits)
+		return;
+	__sync_fetch_and_and(track, ~bits);
+	if (other)
+		__sync_fetch_and_and(other, ~bits);
 }
 
 static __noinline void track_forward(struct nat_fwd_val *fwd, const struct flow_key *to, __u32 bits,
-				     struct nat_scratch *s)
+				     __u32 next, struct nat_scratch *s)
 {
 	struct nat_rev_val *rev;
 
 	reverse(to, &s->key);
 	rev = bpf_map_lookup_elem(&nat_rev, &s->key);
-	keep_track(&fwd->track, rev ? &rev->track : NULL, bits);
-}
-
-/* The client's half of what XDP knows of a flow, too: it may go on with it. */
-static __always_inline void note_state(struct nat_fwd_val *fwd, const struct packet *pkt)
-{
-	if (DRY_RUN)
-		return;
-	if (closes(pkt)) {
-		fwd->state = FLOW_CLOSING;
-		fwd->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_CLIENT;
-	} else if (fwd->state == FLOW_OPENING && !opens(pkt)) {
-		fwd->state = FLOW_CONFIRMED;
-	}
+	keep_track(&fwd->track, rev ? &rev->track : NULL, bits, next);
 }
 
 /* The client's side of a flow goes on with this packet; false if it must not. `bits` are its track. */
@@ -53,8 +46,9 @@ static __always_inline bool go_on(struct nat_fwd_val *fwd, const struct packet *
 	if (next & NAT_INVALID)
 		return false;
 	if (next != bits)
-		track_forward(fwd, to, next, s);
-	note_state(fwd, pkt);
+		track_forward(fwd, to, bits, next, s);
+	if (!DRY_RUN) /* what XDP knows of a flow, too: it may go on with it */
+		note_client(fwd, pkt);
 	now = now_ns();
 	if (!DRY_RUN && (__s64)(now - fwd->seen_ns) > (__s64)TOUCH_NS)
 		WRITE_ONCE(fwd->seen_ns, now);

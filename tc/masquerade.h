@@ -118,14 +118,20 @@ static __noinline bool create_masqueraded(const struct packet *pkt, const struct
 	return true;
 }
 
-/* A later fragment of which nothing is known: with its own address it must not leave either. */
-static __always_inline bool may_not_leave(struct __sk_buff *ctx, const struct packet *pkt)
+/* By its device and its addresses alone. */
+static __always_inline bool is_masqueraded(struct __sk_buff *ctx, const struct packet *pkt)
 {
 	struct masq_key device = {.ifindex = ctx->ifindex};
 
-	return config.masquerade && has_ports(pkt->key.proto) &&
-	       bpf_map_lookup_elem(&masq, &device) && kinds_of(pkt->key.saddr) & MASQ_NET_SOURCE &&
+	return config.masquerade && bpf_map_lookup_elem(&masq, &device) &&
+	       kinds_of(pkt->key.saddr) & MASQ_NET_SOURCE &&
 	       !(kinds_of(pkt->key.daddr) & MASQ_NET_NOT_TO);
+}
+
+/* A later fragment of which nothing is known: with its own address it must not leave either. */
+static __always_inline bool may_not_leave(struct __sk_buff *ctx, const struct packet *pkt)
+{
+	return has_ports(pkt->key.proto) && is_masqueraded(ctx, pkt);
 }
 
 /* False if the packet leaves as it is. */

@@ -28,11 +28,11 @@ static __noinline enum replied recall_reply(const struct packet *pkt, struct nat
 		if (next != bits) {
 			reverse(&s->to, &s->key);
 			fwd = bpf_map_lookup_elem(&nat_fwd, &s->key);
-			keep_track(&rev->track, fwd ? &fwd->track : NULL, next);
+			keep_track(&rev->track, fwd ? &fwd->track : NULL, bits, next);
 		}
 	}
-	if (!DRY_RUN && closes(pkt))
-		rev->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_BACKEND;
+	if (!DRY_RUN)
+		note_backend(rev, pkt);
 	now = now_ns();
 	if (!DRY_RUN && (__s64)(now - rev->seen_ns) > (__s64)TOUCH_NS)
 		WRITE_ONCE(rev->seen_ns, now);

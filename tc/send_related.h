@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Later fragments and ICMP errors, the way of their flow; echo requests are answered. */
+/* Later fragments and ICMP errors, the way of their flow; echo requests are answered. What is damaged
+ * goes no way at all if it is ours. */
 #ifndef SHUNT_SEND_RELATED_H
 #define SHUNT_SEND_RELATED_H
 
+#include "malformed.h"
 #include "related.h"
 #include "send_on.h"
 
@@ -36,6 +38,8 @@ static __always_inline struct verdict decide_related(struct __sk_buff *ctx, stru
 {
 	__u64 found;
 
+	if (why == REASON_PASS_MALFORMED && refuses_malformed(ctx, pkt))
+		return verdict(XDP_DROP, REASON_DROP_NAT_MALFORMED);
 	if (is_icmp(pkt))
 		pull(ctx, ICMP_BYTES);
 	found = look_related(ctx, pkt, why);

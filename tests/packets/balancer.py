@@ -251,6 +251,12 @@ class Balancer:
         for port in ports:
             view[first + port // 64] |= np.uint64(1 << port % 64)
 
+    def exclude_ports(self, proto: int, *ports: int) -> None:
+        """What no new flow may get."""
+        view = self.map("nat_excluded").mapped()["bits"]
+        for port in ports:
+            view[(TCP, UDP, SCTP).index(proto) * 1024 + port // 64] |= np.uint64(1 << port % 64)
+
     def add_nexthop(
         self,
         saddr: str | None = OWN4,

@@ -79,6 +79,25 @@ def test_a_taken_port_is_probed_past_until_none_is_left(version: int, make_lb: M
 
 
 @versions
+@pytest.mark.parametrize("proto", [TCP, UDP])
+def test_ports_of_others_are_left_out(version: int, proto: int, make_lb: MakeLb) -> None:
+    """Of the same protocol; and of what has such a port already nothing is taken away."""
+    lb = make_lb(nat_port_count=8)
+    nat(lb, version, proto)
+    first = forwarded(lb.run(either(proto, *ENDS[version], sport=1)))
+    others = {10000, 10003, 10007} | {first.payload.sport}
+    lb.exclude_ports(proto, *others)
+    lb.exclude_ports(UDP if proto == TCP else TCP, *range(10000, 10008))
+    outs = [lb.run(either(proto, *ENDS[version], sport=s)) for s in range(2, 50)]
+    sent = [forwarded(out) for out in outs if Reason.SENT_TO_BACKEND in out.reasons]
+    assert {transport(packet).sport for packet in sent} == set(range(10000, 10008)) - others
+    assert Reason.DROP_NAT_NO_PORT in outs[-1].reasons
+    returned(lb.run(answer_to(first)))
+    again = forwarded(lb.run(either(proto, *ENDS[version], sport=1)))
+    assert again.sport == first.sport
+
+
+@versions
 def test_two_backends_have_the_same_port_at_the_same_time(version: int, make_lb: MakeLb) -> None:
     """A port is taken towards one destination, not for the node: each reply finds its client."""
     lb = make_lb(nat_port_count=1)
@@ -103,6 +122,22 @@ def test_flows_without_a_port_are_counted_for_their_backend(version: int, make_l
     counted = lb.map("nat_refused").mapped()["flows"]
     assert [int(counted[backend]) for backend in service.backends] == [3, 0]
     assert int(counted.sum()) == 3
+
+
+@versions
+@pytest.mark.parametrize("proto", [TCP, UDP])
+def test_a_budget_of_new_flows(version: int, proto: int, make_lb: MakeLb) -> None:
+    lb = make_lb(inserts_per_s=3)
+    nat(lb, version, proto)
+    for sport in range(1, 4):
+        forwarded(lb.run(either(proto, *ENDS[version], sport=sport)))
+    for sport in (4, 5):
+        out = lb.run(either(proto, *ENDS[version], sport=sport))
+        assert out.said == (XDP_DROP, {Reason.DROP_NAT_OVER_BUDGET: 1})
+    assert len(lb.entries("nat_fwd")) == len(lb.entries("nat_rev")) == 3
+    forwarded(lb.run(either(proto, *ENDS[version], sport=1)))  # a flow that there is
+    lb.advance(1)
+    forwarded(lb.run(either(proto, *ENDS[version], sport=4)))
 
 
 # Full tables ------------------------------------------------------------------------------------
@@ -172,6 +207,27 @@ def test_a_reset_closes(version: int, lb: Balancer) -> None:
     assert state(lb)[1:] == (0, RST)
     forwarded(lb.run(tcp(*ENDS[version], "R")))
     assert state(lb) == (Flow.CLOSING, RST, RST)
+
+
+@versions
+def test_a_reset_does_not_count_if_the_same_side_goes_on(version: int, lb: Balancer) -> None:
+    nat(lb, version)
+    sent = forwarded(lb.run(tcp(*ENDS[version])))
+    returned(lb.run(answer_to(sent, flags="SA")))
+    lb.run(tcp(*ENDS[version], "R"))
+    returned(lb.run(answer_to(sent, flags="R")))
+    assert state(lb) == (Flow.CLOSING, RST, RST)
+    for flags in ("S", "SA"):  # no data: it may be another connection's
+        returned(lb.run(answer_to(sent, flags=flags)))
+    assert state(lb) == (Flow.CLOSING, RST, RST)
+    returned(lb.run(answer_to(sent, flags="PA")))
+    assert state(lb) == (Flow.CLOSING, RST, 0)
+    forwarded(lb.run(tcp(*ENDS[version], "A")))
+    assert state(lb) == (Flow.CONFIRMED, 0, 0)
+    lb.run(tcp(*ENDS[version], "FA"))
+    lb.run(tcp(*ENDS[version], "R"))
+    forwarded(lb.run(tcp(*ENDS[version], "A")))
+    assert state(lb) == (Flow.CLOSING, FIN_CLIENT, 0)
 
 
 @versions

@@ -201,6 +201,12 @@ def nat_table_full(make_lb: MakeLb) -> Out:
     return lb.run(tcp(CLIENT, VIP, sport=2))
 
 
+@shows("DROP_NAT_OVER_BUDGET")
+def nat_too_many_new_flows(make_lb: MakeLb) -> Out:
+    (lb := make_lb(inserts_per_s=0)).add_service(VIP, mode="nat", backends=[BACKEND])
+    return lb.run(tcp(CLIENT, VIP))
+
+
 @shows("DROP_NAT_NO_SOURCE")
 def nat_without_an_address_of_our_own(make_lb: MakeLb) -> Out:
     lb = make_lb()
@@ -341,8 +347,8 @@ def ring_full(make_lb: MakeLb) -> Out:
     return next(out for _ in range(100) if (out := lb.run(packet)).events)
 
 
-# See test_tc_translation.py, test_tc_tracking.py, test_tc_sctp.py and test_tc_masquerade.py.
-TC = {*(f"DROP_NAT_{w}" for w in ("CLASH", "FRAGMENT", "INVALID", "OVER_BUDGET", "SCTP_PORT"))}
+# See test_tc_*.py.
+TC = {*(f"DROP_NAT_{w}" for w in ("CLASH", "FRAGMENT", "INVALID", "MALFORMED", "SCTP_PORT"))}
 TC |= {"DROP_NAT46_NOT_XDP", "PASS_TO_TC", "SENT_MASQUERADED"}
 REASONS |= {"DROP_NAT46_FRAGMENT": nat46.fragment, "DROP_NAT46_NO_EQUAL": nat46.source_route}
 

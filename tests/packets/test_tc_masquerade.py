@@ -188,6 +188,37 @@ def test_refusals(tc: Masquerader) -> None:
         expect(poor.leave(udp(POD[4], WORLD[4], sport=1)), NEXT, "SENT_MASQUERADED")
 
 
+@PROTOS
+@FAMILIES
+def test_ports_of_others_are_left_out(ip: int, proto: int) -> None:
+    with Masquerader(nat_port_count=4) as tc:
+        tc.exclude_ports(proto, 10001, 10002)
+        outs = [tc.leave(either(proto, POD[ip], WORLD[ip], sport=1 + n)) for n in range(20)]
+        sent = [out for out in outs if out.verdict == NEXT]
+        assert {tuple_of(out.packet)[1] for out in sent} == {10000, 10003}
+
+
+@PROTOS
+@FAMILIES
+def test_refusals_are_counted_by_whom_they_were_for(ip: int, proto: int) -> None:
+    """Of a service's flow its backend says so, and of nobody's its destination."""
+    with Masquerader(nat_port_count=2) as tc:
+        for dport, flows in ((443, 7), (444, 4), (445, 2)):
+            for sport in range(1, 1 + flows):
+                tc.leave(either(proto, POD[ip], WORLD[ip], sport=sport, dport=dport))
+        to = mapped_of(WORLD[ip])
+        found = {
+            (key["addr"].tobytes(), int(key["port"]), int(key["proto"])): int(value["flows"])
+            for key, value in tc.entries("masq_refused")
+        }
+        assert found == {(to, 443, proto): 5, (to, 444, proto): 2}
+        tc.add_service(VIP[ip], 80, proto, backends=BACKENDS[ip][:1])
+        for sport in range(1, 6):
+            tc.leave(tc.run(either(proto, CLIENT[ip], VIP[ip], sport=sport)).packet)
+        assert tc.map("nat_refused").mapped()["flows"][:3].tolist() == [0, 3, 0]
+        assert len(tc.entries("masq_refused")) == 2
+
+
 def test_full_tables_refuse_new_flows_and_keep_old_ones() -> None:
     with Masquerader({"nat_fwd": 64, "nat_rev": 64}, inserts_per_s=10**6) as tc:
         sent = tc.leave(tcp(POD[4], WORLD[4], sport=1000))

@@ -19,7 +19,7 @@ from tests.packets.frames import network, sctp, verify
 from tests.packets.test_fragments import fragments_of, reassemble
 from tests.packets.test_icmp import error, quote_of
 from tests.packets.test_icmp import tuple_of as quoted_tuple
-from tests.packets.test_tc_tracking import IDLE_S, Conversation
+from tests.packets.test_tc_tracking import IDLE_S, Conversation, broken_by, silence
 from tests.packets.translator import (
     BACKENDS,
     CLIENT,
@@ -43,8 +43,9 @@ CHUNKS = (
 NEVER = ("INIT+DATA", "INIT ACK+SACK", "SHUTDOWN COMPLETE+SACK")
 SILENCE_S = {
     "half-open": 60, "answered": 60, "echoed": 60, "open": IDLE_S, "left": 300, "right": 300,
-    "closed": 60, "broken": 10,
+    "closed": 60,
 }  # fmt: skip
+LIVING = {"DATA", "SACK", "HEARTBEAT"}  # what nobody sends without an association
 OPENED = (("c", "INIT"), ("b", "INIT ACK"), ("c", "COOKIE ECHO"), ("b", "COOKIE ACK"))
 # How each state is come to.
 WAYS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -55,20 +56,28 @@ WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "left": (*OPENED, ("c", "SHUTDOWN")),
     "right": (*OPENED, ("b", "SHUTDOWN")),
     "closed": (*OPENED, ("c", "SHUTDOWN"), ("b", "SHUTDOWN ACK")),
+    "answered/c": (*OPENED[:2], ("c", "ABORT")),
+    "open/c": (*OPENED, ("c", "ABORT")),
+    "open/b": (*OPENED, ("b", "ABORT")),
+    "open/bc": (*OPENED, ("b", "ABORT"), ("c", "SACK+ABORT")),
+    "closed/b": (*OPENED, ("c", "SHUTDOWN"), ("b", "SHUTDOWN ACK"), ("b", "ABORT")),
 }
 
 
 def step(state: str, who: str, chunks: str) -> str | None:
     """The oracle: the next state, or None if the packet is refused."""
-    names = set(chunks.split("+"))
+    names, (of, _, broken) = set(chunks.split("+")), state.partition("/")
     if chunks in NEVER or (who, chunks) == ("b", "INIT"):
         return None
     if "ABORT" in names:
-        return "broken"
-    if state == "broken":  # what is under way may still arrive; an INIT begins anew
-        return "half-open" if chunks == "INIT" else "broken*"
-    if state == "closed" and chunks == "INIT":
+        return broken_by(of, broken + who)
+    if chunks == "INIT" and (broken or of == "closed"):
         return "half-open"
+    after = _unbroken(of, who, chunks, names)
+    return after and broken_by(after, broken.replace(who, "") if names & LIVING else broken)
+
+
+def _unbroken(state: str, who: str, chunks: str, names: set[str]) -> str | None:
     opening = state in {"half-open", "answered", "echoed"}
     if who == "c":
         if chunks == "INIT" or (chunks == "SHUTDOWN COMPLETE" and opening):
@@ -134,13 +143,13 @@ def test_every_chunk_in_every_state(tc: Translator, state: str, ip: int) -> None
         talk = Association(tc, ip, port=30000 + i)
         for earlier in WAYS[state]:
             assert talk.say(*earlier).verdict == NEXT
-        assert talk.lasts(SILENCE_S[state])
+        assert talk.lasts(silence(state, SILENCE_S))
         out, wanted = talk.say(who, chunks), step(state, who, chunks)
         if wanted is None:
             expect(out, SHOT, "DROP_NAT_INVALID")
         else:
             expect(out, NEXT, "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT")
-        assert talk.lasts(SILENCE_S[wanted or state]), (state, who, chunks)
+        assert talk.lasts(silence(wanted or state, SILENCE_S)), (state, who, chunks)
         fwd, rev = talk.pair()
         assert fwd["track"] == rev["track"], "the two entries disagree"
 
@@ -173,7 +182,8 @@ def test_random_histories(tc: Translator, seed: int) -> None:
         state = states.get(port)
         if who == "b" and not talks[port].backend[0]:
             continue
-        if (state, who) == ("echoed", "b") and "SHUTDOWN" in chunks.split("+"):
+        of = (state or "").partition("/")[0]
+        if (of, who) == ("echoed", "b") and "SHUTDOWN" in chunks.split("+"):
             continue
         out, context = talks[port].say(who, chunks), (port, state, who, chunks)
         if state is None and who == "b":
@@ -185,14 +195,15 @@ def test_random_histories(tc: Translator, seed: int) -> None:
         wanted = step(state, who, chunks) if state else "half-open"
         if wanted is None:
             assert out.reasons == {Reason.DROP_NAT_INVALID: 1}, context
-        elif wanted != "broken*":
+        else:
             way = "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT"
             assert out.reasons == {Reason[way]: 1}, context
             states[port] = wanted
-        assert talks[port].lasts(SILENCE_S[states[port]]), context
+        assert talks[port].lasts(silence(states[port], SILENCE_S)), context
         reached.add(states[port])
         tc.advance(draw.choice((0, 0.1, 2)))
-    assert reached >= {"half-open", "answered", "echoed", "open", "broken", "closed"}
+    assert reached >= {"half-open", "answered", "echoed", "open", "closed"}
+    assert any("/" in state for state in reached)
     assert len(tc.entries("nat_fwd")) == len(tc.entries("nat_rev")) == len(states)
 
 
@@ -219,7 +230,7 @@ def test_what_no_association_sends(tc: Translator, ip: int) -> None:
     at = 14 + (20 if ip == 4 else 40) + 12
     short[at + 2 : at + 4] = b"\0\3"
     expect(tc.run(bytes(short)), SHOT, "DROP_NAT_INVALID")
-    assert tc.run(bytes(sctp(*here, "SACK"))[: at + 2]).said == (NEXT, {})  # the stack's
+    expect(tc.run(bytes(sctp(*here, "SACK"))[: at + 2]), SHOT, "DROP_NAT_MALFORMED")
     assert talk.lasts(IDLE_S)
 
 

@@ -7,7 +7,7 @@ The oracle is written from what a connection may do, as states; the programs kee
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,8 @@ IDLE_S = 7200
 FLAGS = ("S", "SA", "A", "PA", "FA", "R", "RA", "F", "", "P", "SF", "SR", "FR", "SFA")
 
 # From a state, by who sends which segment: the next state. What is not here is refused.
-# half-open -> answered -> open -> left (the client closed) or right -> closed; broken.
+# half-open -> answered -> open -> left (the client closed) or right -> closed. Any may be broken,
+# by the client (open/c), the backend (open/b) or both (open/bc), until that side goes on.
 TABLE: dict[str, dict[tuple[str, str], str]] = {
     "half-open": {("c", "S"): "half-open", ("b", "SA"): "answered", ("b", "A"): "half-open",
                   ("b", "PA"): "half-open"},
@@ -56,8 +57,8 @@ TABLE: dict[str, dict[tuple[str, str], str]] = {
 }  # fmt: skip
 SILENCE_S = {
     "half-open": 60, "answered": 60, "open": IDLE_S, "left": 3600, "right": 3600, "closed": 60,
-    "broken": 10,
 }  # fmt: skip
+BROKEN_S = 10
 # How each state is come to.
 WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "half-open": (("c", "S"),),
@@ -66,6 +67,13 @@ WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "left": (("c", "S"), ("b", "SA"), ("c", "A"), ("c", "FA")),
     "right": (("c", "S"), ("b", "SA"), ("c", "A"), ("b", "FA")),
     "closed": (("c", "S"), ("b", "SA"), ("c", "A"), ("c", "FA"), ("b", "FA")),
+    "half-open/b": (("c", "S"), ("b", "RA")),
+    "answered/c": (("c", "S"), ("b", "SA"), ("c", "R")),
+    "open/c": (("c", "S"), ("b", "SA"), ("c", "A"), ("c", "R")),
+    "open/b": (("c", "S"), ("b", "SA"), ("c", "A"), ("b", "RA")),
+    "open/bc": (("c", "S"), ("b", "SA"), ("c", "A"), ("b", "R"), ("c", "R")),
+    "left/b": (("c", "S"), ("b", "SA"), ("c", "A"), ("c", "FA"), ("b", "R")),
+    "closed/c": (("c", "S"), ("b", "SA"), ("c", "A"), ("c", "FA"), ("b", "FA"), ("c", "R")),
 }
 
 
@@ -123,11 +131,24 @@ class Conversation:
 
 def step(state: str, who: str, flags: str) -> str | None:
     """The oracle: the next state, or None if the segment is refused."""
+    of, _, broken = state.partition("/")
     if "R" in flags:
-        return "broken" if flags in {"R", "RA"} else None
-    if state == "broken":  # what is under way still arrives; a SYN begins anew
-        return "half-open" if (who, flags) == ("c", "S") else "broken*"
-    return TABLE[state].get((who, flags))
+        return broken_by(of, broken + who) if flags in {"R", "RA"} else None
+    if broken and (who, flags) == ("c", "S"):  # another connection
+        return "half-open"
+    after = TABLE[of].get((who, flags))
+    if after is None or "S" in flags:
+        return after and broken_by(after, broken)
+    return broken_by(after, broken.replace(who, ""))
+
+
+def broken_by(state: str, sides: str) -> str:
+    """A state, as long as these sides are known to have broken it."""
+    return f"{state}/{''.join(sorted(set(sides)))}" if sides else state
+
+
+def silence(state: str, of: Mapping[str, int] = SILENCE_S) -> int:
+    return BROKEN_S if "/" in state else of[state]
 
 
 def serve(tc: Translator, ip: int = 4, proto: int = TCP) -> None:
@@ -142,15 +163,40 @@ def test_every_segment_in_every_state(tc: Translator, state: str, ip: int) -> No
         talk = Conversation(tc, ip, port=30000 + i)
         for earlier in WAYS[state]:
             assert talk.say(*earlier).verdict == NEXT
-        assert talk.lasts(SILENCE_S[state])
+        assert talk.lasts(silence(state))
         out, wanted = talk.say(who, flags), step(state, who, flags)
         if wanted is None:
             expect(out, SHOT, "DROP_NAT_INVALID")
         else:
             expect(out, NEXT, "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT")
-        assert talk.lasts(SILENCE_S[wanted or state]), (state, who, flags)
+        assert talk.lasts(silence(wanted or state)), (state, who, flags)
         fwd, rev = talk.pair()
         assert fwd["track"] == rev["track"], "the two entries disagree"
+
+
+@pytest.mark.parametrize("ip", [4, 6])
+@pytest.mark.parametrize("who", "cb")
+def test_a_forged_reset_ends_no_living_connection(tc: Translator, who: str, ip: int) -> None:
+    """Whoever it seems to be from goes on; for the other side's part that proves nothing."""
+    serve(tc, ip)
+    talk, other = Conversation(tc, ip), "b" if who == "c" else "c"
+    for earlier in WAYS["open"]:
+        talk.say(*earlier)
+    talk.say(who, "R")
+    for flags in ("A", "PA"):
+        assert talk.say(other, flags).verdict == NEXT
+        assert talk.lasts(BROKEN_S)
+    assert talk.say(who, "A").verdict == NEXT
+    assert talk.lasts(IDLE_S)
+    fwd, rev = talk.pair()
+    assert (int(fwd["state"]), int(fwd["closed"]), int(rev["closed"])) == (Flow.CONFIRMED, 0, 0)
+    # And it is the same one still: a SYN does not begin another.
+    tc.advance(IDLE_S - 1)
+    backend = list(talk.backend)
+    for segment in (("c", "S"), ("c", "PA"), ("b", "PA")):
+        assert talk.say(*segment).verdict == NEXT
+    assert talk.backend == backend
+    assert talk.pair()[0]["track"] == fwd["track"]
 
 
 @pytest.mark.parametrize("ip", [4, 6])
@@ -180,8 +226,6 @@ class Oracle:
             self.states[port] = "half-open"
             return "SENT_TO_BACKEND"
         wanted = step(state, who, flags)
-        if state == "broken" and wanted == "broken*":
-            return "*"  # compared by the bits below: passed or refused, it stays broken
         if wanted is None:
             return "DROP_NAT_INVALID"
         self.states[port] = wanted
@@ -206,11 +250,11 @@ def test_random_histories(tc: Translator, seed: int) -> None:
         context = port, was, who, flags
         if wanted == "":
             assert (out.verdict, out.reasons) == (NEXT, {}), context
-        elif wanted != "*":
+        else:
             assert out.reasons == {Reason[wanted]: 1}, context
         state = oracle.states.get(port)
         if state is not None:
-            assert talks[port].lasts(SILENCE_S[state]), context
+            assert talks[port].lasts(silence(state)), context
         tc.advance(draw.choice((0, 0.1, 2)))
     assert len(tc.entries("nat_fwd")) == len(tc.entries("nat_rev")) == len(oracle.states)
 
@@ -224,8 +268,9 @@ def test_that_the_oracle_can_disagree(tc: Translator) -> None:
 
 
 def test_the_agents_numbers_are_the_programs() -> None:
-    names = ("TRACKED", "ANSWERED", "ASSURED", "ENDED_CLIENT", "ENDED_BACKEND", "BROKEN")
+    names = ("TRACKED", "ANSWERED", "ASSURED", "ENDED_CLIENT", "ENDED_BACKEND", "MASQUERADED")
     assert [int(Track[n]) for n in names] == [getattr(nat_expiry, n) for n in names]
+    assert Track.BROKEN | Track.BROKEN_BACKEND == nat_expiry.BROKEN
 
 
 def test_seen_is_written_in_both_directions(tc: Translator) -> None:

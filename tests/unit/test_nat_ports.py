@@ -10,7 +10,8 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, socket
 import numpy as np
 import pytest
 
-from shunt.agent.nat_ports import Destination, PortUse, listed, listeners, overlap
+from shunt.agent import nat_expiry
+from shunt.agent.nat_ports import Destination, PortUse, listed, listeners, others, overlap
 from shunt.kern.objects import Object
 from shunt.lb.compile import Endpoint, mapped
 from shunt.lb.model import ANY_PORT, Configuration, Mode, Port, Protocol, Service, Settings
@@ -25,7 +26,9 @@ def service(vip: str, *ports: int, mode: Mode = Mode.NAT) -> Service:
     return Service("web", (ip_address(vip),), tuple(Port(p, TCP) for p in ports), mode)
 
 
-def entries(use: PortUse, *flows: tuple[str, int, Protocol, str], local: bool = False) -> None:
+def entries(
+    use: PortUse, *flows: tuple[str, int, int, str], local: bool = False, track: int = 0
+) -> None:
     with Object(OBJECT) as found:
         key, value = found.btf.struct("flow_key"), found.btf.struct("nat_rev_val")
     keys, values = np.zeros(len(flows), key), np.zeros(len(flows), value)
@@ -33,7 +36,7 @@ def entries(use: PortUse, *flows: tuple[str, int, Protocol, str], local: bool = 
         keys[i]["saddr"] = np.frombuffer(mapped(ip_address(backend)), np.uint8)
         keys[i]["daddr"] = np.frombuffer(mapped(ip_address(own)), np.uint8)
         keys[i]["sport"], keys[i]["proto"], keys[i]["dport"] = port, protocol, 10000 + i
-    values["back"]["ifindex"] = 0 if local else 2
+    values["back"]["ifindex"], values["track"] = 0 if local else 2, track
     use.add(keys, values)
 
 
@@ -54,6 +57,20 @@ def test_each_destination_has_ports_of_its_own() -> None:
     assert sorted(use.taken().values()) == [1, 1, 1, 2, 4]
     assert next(iter(use.taken())) == busiest
     assert PortUse().busiest() == (None, 0)
+
+
+def test_masqueraded_flows_take_ports_towards_whom_they_are_for() -> None:
+    use = PortUse()
+    tracked = nat_expiry.TRACKED | nat_expiry.ANSWERED
+    flows = [("192.0.2.80", 443, TCP, "10.9.0.1")] * 3 + [("192.0.2.80", 0, 1, "10.9.0.1")]
+    entries(use, *flows, local=True, track=tracked | nat_expiry.MASQUERADED)
+    entries(use, ("192.0.2.80", 443, TCP, "10.9.0.1"), local=True, track=tracked)
+    sctp = ("192.0.2.80", 443, Protocol.SCTP, "10.9.0.1")
+    entries(use, sctp, local=True, track=tracked | nat_expiry.MASQUERADED)
+    assert {str(d): n for d, n in use.taken().items()} == {
+        "192.0.2.80:443/tcp from 10.9.0.1": 3,
+        "192.0.2.80/icmp from 10.9.0.1": 1,
+    }
 
 
 def test_many_destinations_are_told_apart() -> None:
@@ -90,6 +107,20 @@ def test_who_else_uses_nats_ports(
         assert says in error.why
         assert "10000-29999" in error.what
         assert "nat: {ports:" in error.fix
+
+
+def test_these_are_left_out() -> None:
+    services = (
+        service("10.9.0.1", 80, 10443, ANY_PORT),
+        service("203.0.113.1", 10444),
+        service("10.9.0.1", 10445, mode=Mode.DSR_L2),
+    )
+    configuration = Configuration(SETTINGS, services)
+    listening = frozenset({(UDP, 29999), (TCP, 30000), (TCP, 10000)})
+    found = others(configuration, HOST, listening)
+    assert found == {(TCP, 10443), (TCP, 10445), (TCP, 10000), (UDP, 29999)}
+    alone = Configuration(SETTINGS, services[2:])
+    assert others(alone, HOST, listening) == frozenset()  # nobody needs a port
 
 
 def test_what_the_kernel_lists_as_waiting(tmp_path: Path) -> None:
