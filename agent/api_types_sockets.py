@@ -14,7 +14,11 @@ Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class SocketRow(Answer):
-    """A socket and a VIP that it has a backend for. `netns`: host, the name that `ip netns` has, or
+    """A socket and a VIP that it has a backend for; or (`end`) the server's socket of such a
+    connection, if both are on this node and its service has `redirect`. `stream`: whether its bytes
+    pass TCP by; off: its service does not ask for it; `stream_why`: an event of streams, or
+    UNPAIRED: brief, or older than that. `stream_messages`, `stream_bytes`: that it sent and that
+    passed TCP by. `netns`: host, the name that `ip netns` has, or
     what /proc/PID/ns/net says. `inode`: as in /proc/PID/fd; 0 if no process has it any more.
     `since_s`: since it connected, or sent there last."""
 
@@ -34,6 +38,11 @@ class SocketRow(Answer):
     uid: Count
     inode: Count
     since_s: float
+    end: Literal["client", "server"]
+    stream: Literal["redirected", "tcp", "opening", "off"]
+    stream_why: str
+    stream_messages: Count
+    stream_bytes: Count
 
 
 class SocketList(Answer):
@@ -46,7 +55,7 @@ class SocketList(Answer):
 class ExplainSocket(Answer):
     """A call of a process on this node. `source`: the address that its socket is bound to. `netns`:
     the cookie of its network namespace, as the list of sockets has it; shuntd's own if it is left
-    away. `cgroup`: the path of its control group."""
+    away. `cgroup`: the path of its control group. `ipv6_only`: it has IPV6_V6ONLY."""
 
     vip: Annotated[str, Meta(min_length=2, max_length=64)]
     port: Annotated[int, Meta(ge=1, le=65535)]
@@ -55,6 +64,7 @@ class ExplainSocket(Answer):
     source: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
     netns: Number | UnsetType = UNSET
     cgroup: Annotated[str, Meta(max_length=4095)] | UnsetType = UNSET
+    ipv6_only: bool = False
 
 
 class ExplainedSocket(Answer):

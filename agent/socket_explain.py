@@ -76,7 +76,7 @@ class SocketExplainer:
 
     async def respond(self, request: web.Request) -> web.Response:
         """Explain one call."""
-        fields = ("vip", "port", "protocol", "call", "source", "netns", "cgroup")
+        fields = ("vip", "port", "protocol", "call", "source", "netns", "cgroup", "ipv6_only")
         asked = await body(request, *fields)
         try:
             wanted = msgspec.convert(asked, ExplainSocket)
@@ -124,6 +124,8 @@ class _Call(Teller):
         if reason == "TO_BACKEND_CONNECT" and self.asked.call == "sendto":
             reason = "TO_BACKEND_SEND"
         service, named = self._service(svc), self._backend(backend)
+        if reason == "TO_BACKEND_CONNECT" and self._asks_for_redirection(service):
+            steps.append(self._stream())
         text = REASONS[reason].format(service=service or "?", backend=named)
         verdict = next(v for begin, v in VERDICTS.items() if reason.startswith(begin))
         label = reason.lower().replace("_", "-")
@@ -150,14 +152,14 @@ class _Call(Teller):
         }
 
     def _families(self) -> int:
-        """As families_of() of sockops/client.h, and sendmsg() of either family."""
+        """As families_of() of sockops/family.h, and sendmsg() of either family."""
         family: Any = self.node.sockets.btf.enum("sock_family", "SOCK_")
         if self.vip.version == 4:
             return int(family.IPV4)
         if self.asked.call == "sendto":
             return int(family.IPV4 if _is_mapped(self.vip) else family.IPV6)
         if self.source is None or not int(self.source):
-            return int(family.IPV4 | family.IPV6)
+            return int(family.IPV6 if self.asked.ipv6_only else family.IPV4 | family.IPV6)
         one = self.source.version == 4 or _is_mapped(self.source)
         return int(family.IPV4 if one else family.IPV6)
 
@@ -196,6 +198,18 @@ class _Call(Teller):
         text, facts = self._on_source(int(served), source_set)
         told = {"step": "source", "text": text, "facts": {**facts, "source": str(own)}}
         return (reason if served else "REFUSED_SOURCE"), told
+
+    def _asks_for_redirection(self, name: str) -> bool:
+        service = self.node.services.get(name)
+        return self.asked.protocol == "tcp" and service is not None and service.redirect
+
+    def _stream(self) -> Json:
+        """Whether what is sent passes TCP by. Where the other end is shows when it is there."""
+        attached = self.node.streams.attached()
+        text = "if the backend's end is a socket of this node, what both send passes TCP by"
+        if not attached:
+            text = "what is sent goes by TCP: `redirect` is set, but not in force (`shunt status`)"
+        return {"step": "stream", "text": text, "facts": {"attached": attached}}
 
     # Where a socket's steps are told in other words than a packet's -----------------------------
 

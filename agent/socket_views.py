@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GET /v1/sockets: the sockets of this host that have backends in VIPs' places. Changes nothing."""
+"""GET /v1/sockets: the sockets of this host that have backends in VIPs' places, and the other ends
+of streams. Changes nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shunt.agent.node import Node
 from shunt.agent.service_views import Json
+from shunt.agent.stream_views import OFF, UNPAIRED, Ends
 from shunt.kern import cgroup, namespace
 from shunt.lb.compile import Endpoint, unmapped
 from shunt.lb.model import ANY_PORT, Frontend, Protocol
@@ -50,6 +52,8 @@ class SocketViews:
         async with self._busy:
             if self._listing is None:
                 self._listing = await asyncio.to_thread(Listing)
+            streams = self.node.streams.maps
+            ends = Ends(self._listing.ends(streams), streams, self._listing.btf)
             rows = self._listing.rows(maps)
         root = self.node.sockets.cgroup
         groups = await asyncio.to_thread(cgroup.paths, root) if root is not None else {}
@@ -61,9 +65,9 @@ class SocketViews:
             owner = self._service(row)
             if service is not None and owner != service:
                 continue
-            if len(found) == limit:
-                return {"sockets": found, "more": True}
-            found.append(self._row(row, owner, groups, name_of))
+            found += self._ends(row, owner, ends, lambda sock: _own(sock, groups, name_of))
+            if len(found) > limit:
+                return {"sockets": found[:limit], "more": True}
         return {"sockets": found, "more": False}
 
     def _service(self, row: Any) -> str:
@@ -88,29 +92,50 @@ class SocketViews:
             return "failing"
         return "draining" if flags & flag.drained else "up"
 
-    def _row(
-        self, row: Any, service: str, groups: Mapping[int, str], name_of: Callable[[int, int], str]
-    ) -> Json:
-        proto, state = Protocol(int(row["proto"])), int(row["state"])
+    def _ends(self, row: Any, owner: str, ends: Ends, own: Callable[[Any], Json]) -> Iterator[Json]:
+        """A socket and, if it is one of a stream's, the other end."""
+        given = self._given(row, owner)
+        client = ends.client(int(row["cookie"])) if row["connected"] else None
+        service = self.node.services.get(owner)
+        if client is not None:
+            stream = ends.shown(client)
+        elif given["protocol"] == "tcp" and service is not None and service.redirect:
+            stream = UNPAIRED
+        else:
+            stream = OFF
+        yield {**given, **own(row), "end": "client", **stream}
+        server = None if client is None else ends.server(client)
+        if server is not None:
+            yield {**given, **own(server["socket"]), "end": "server", **ends.shown(server)}
+
+    def _given(self, row: Any, owner: str) -> Json:
+        """What a client's socket has in a VIP's place; true of its connection."""
         since_s = max(0, time.monotonic_ns() - int(row["seen_ns"])) / 1e9
         return {
-            "protocol": proto.name.lower(),
-            "local": str(unmapped(row["own"].tobytes())),
-            "local_port": int(row["own_port"]),
+            "protocol": Protocol(int(row["proto"])).name.lower(),
             "vip": str(unmapped(row["vip"].tobytes())),
             "vip_port": int(row["vip_port"]),
-            "service": service,
+            "service": owner,
             "backend": str(Endpoint(unmapped(row["addr"].tobytes()), int(row["port"]))),
             "backend_state": self._backend_state(row),
-            "state": TCP_STATES[state] if state < len(TCP_STATES) else str(state),
             "connected": bool(row["connected"]),
-            "netns": name_of(int(row["netns"]), int(row["netns_inum"])),
-            "netns_cookie": int(row["netns"]),
-            "cgroup": groups.get(int(row["cgroup"]), ""),
-            "uid": int(row["uid"]),
-            "inode": int(row["inode"]),
             "since_s": round(since_s, 1),
         }
+
+
+def _own(row: Any, groups: Mapping[int, str], name_of: Callable[[int, int], str]) -> Json:
+    """What is a socket's own."""
+    state = int(row["state"])
+    return {
+        "local": str(unmapped(row["own"].tobytes())),
+        "local_port": int(row["own_port"]),
+        "state": TCP_STATES[state] if state < len(TCP_STATES) else str(state),
+        "netns": name_of(int(row["netns"]), int(row["netns_inum"])),
+        "netns_cookie": int(row["netns"]),
+        "cgroup": groups.get(int(row["cgroup"]), ""),
+        "uid": int(row["uid"]),
+        "inode": int(row["inode"]),
+    }
 
 
 def _spaces() -> Callable[[int, int], str]:

@@ -60,6 +60,7 @@ struct sock_row {
 	__u64 cgroup;  /* id of the socket's control group */
 	__u64 inode;   /* as in /proc/PID/fd; 0: no process has it any more */
 	__u64 seen_ns; /* as in struct sock_flow, likewise the rest of these */
+	__u64 cookie;  /* 0: it has none */
 	__u8 vip[16];
 	__u8 addr[16];
 	__u8 own[16]; /* its own address; IPv6, or IPv4-mapped */

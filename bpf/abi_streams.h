@@ -4,7 +4,7 @@
 #ifndef SHUNT_ABI_STREAMS_H
 #define SHUNT_ABI_STREAMS_H
 
-#include <linux/types.h>
+#include "abi_sockets.h"
 
 /* What became of connections and messages: index of map stream_events. The prefix is the class:
  * LEFT_ (never both ends in the map), REDIRECTED, TCP (a message), TO_TCP_ (a connection, from then
@@ -88,6 +88,12 @@ struct stream_val { /* map sock_streams: kept with each end */
 	__u32 gone;	 /* 1: out of map sock_ends again */
 	__u32 payer;	 /* key of map stream_payers */
 	__u32 pad;
+};
+
+/* An end, as the iterator tells it: the socket, with nothing in a VIP's place, and what it keeps. */
+struct stream_row {
+	struct sock_row socket;
+	struct stream_val stream;
 };
 
 struct stream_optin { /* map stream_optins, by service id */

@@ -48,6 +48,7 @@ def _flags(_ctx: click.Context, _param: click.Parameter, text: str) -> list[str]
 @click.option("--bound", metavar="ADDR", help="The address that the socket is bound to.")
 @click.option("--cgroup", metavar="PATH", help="The control group of the socket's process.")
 @click.option("--netns", type=int, metavar="COOKIE", help="Its network namespace: `socket list`.")
+@click.option("--ipv6-only", is_flag=True, help="Its socket has IPV6_V6ONLY.")
 @click.option("-v", "--verbose", is_flag=True, help="With --pcap: the steps too.")
 @click.pass_obj
 def explain(
@@ -64,6 +65,7 @@ def explain(
     bound: str | None,
     cgroup: str | None,
     netns: int | None,
+    ipv6_only: bool,
     verbose: bool,
 ) -> None:
     """What would become of a packet, and why, step by step.
@@ -75,11 +77,12 @@ def explain(
     With --from socket: what a call of a process on this host gets in a VIP's place.
     """
     if source == "socket":
-        of = {"source": bound, "cgroup": cgroup, "netns": netns}
+        of = {"source": bound, "cgroup": cgroup, "netns": netns, "ipv6_only": ipv6_only or None}
         _explain_call(options, destination, proto, call, of)
         return
-    if call != "connect" or bound or cgroup or netns is not None:
-        raise click.UsageError("--call, --bound, --cgroup and --netns go with --from socket")
+    if call != "connect" or bound or cgroup or netns is not None or ipv6_only:
+        which = "--call, --bound, --cgroup, --netns and --ipv6-only"
+        raise click.UsageError(f"{which} go with --from socket")
     where: Json = {"leaving": True} if leaving else {}
     if interface is not None:
         where["interface"] = interface

@@ -33,7 +33,8 @@ def socket() -> None:
 def list_(options: Options, service: str | None, processes: bool, limit: int) -> None:
     """Translated sockets of all namespaces, of one service or of all, in no order.
 
-    UDP that is not connected has a line for each VIP that it sent to.
+    UDP that is not connected has a line for each VIP that it sent to. Of connections that pass TCP
+    by, or might have, the server's ends have one, too.
     """
     found = options.client.get("sockets", service=service, limit=limit)
     rows: list[Json] = found["sockets"]
@@ -43,8 +44,8 @@ def list_(options: Options, service: str | None, processes: bool, limit: int) ->
     if options.json:
         render.print_json(rows)
     else:
-        columns = ["PROTOCOL", "LOCAL", "VIP", "SERVICE", "BACKEND", "STATE", "SINCE", "NAMESPACE"]
-        columns += ["CGROUP", *(["PROCESSES"] if processes else [])]
+        columns = ["PROTOCOL", "END", "LOCAL", "VIP", "SERVICE", "BACKEND", "STATE", "STREAM"]
+        columns += ["SINCE", "NAMESPACE", "CGROUP", *(["PROCESSES"] if processes else [])]
         render.print_table(columns, [_cells(row) for row in rows], right=("SINCE",))
     note_more(found, limit)
 
@@ -53,11 +54,13 @@ def _cells(row: Json) -> list[str]:
     state = row["backend_state"]
     cells = [
         row["protocol"],
+        row["end"],
         endpoint(row["local"], row["local_port"]),
         endpoint(row["vip"], row["vip_port"]),
         row["service"],
         row["backend"] + (f" ({state})" if state != "up" else ""),
         row["state"] if row["connected"] else "sent",
+        _stream(row),
         duration(row["since_s"]),
         row["netns"],
         row["cgroup"],
@@ -65,6 +68,11 @@ def _cells(row: Json) -> list[str]:
     if "processes" in row:
         cells.append(",".join(f"{each['name']}/{each['pid']}" for each in row["processes"]))
     return cells
+
+
+def _stream(row: Json) -> str:
+    why = row["stream_why"].lower().replace("_", "-")
+    return f"{row['stream']} ({why})" if why else row["stream"].replace("off", "-")
 
 
 def _holders(proc: Path = PROC) -> Mapping[int, list[Json]]:

@@ -6,11 +6,9 @@
 #ifndef SHUNT_BIND_H
 #define SHUNT_BIND_H
 
-#include <bpf/bpf_core_read.h>
-
 #include "address.h"
 #include "choose.h"
-#include "kernel_sock.h"
+#include "family.h"
 
 ARRAY_MAP(sock_node_ports, struct node_ports_val, 4096, BPF_F_MMAPABLE);
 
@@ -31,20 +29,11 @@ static __always_inline bool is_node_port(__u8 proto, __u32 port, bool ipv6)
 /* Every address of the node, so of IPv4's too unless the socket is for IPv6 alone. */
 static __always_inline bool takes_any(struct bpf_sock_addr *ctx, bool ipv6, __u32 port)
 {
-	struct bpf_sock *own = ctx->sk;
-	struct sock *sk = NULL;
-
 	if (!ipv6)
 		return is_node_port(ctx->protocol, port, false);
 	if (is_node_port(ctx->protocol, port, true))
 		return true;
-	if (!is_node_port(ctx->protocol, port, false))
-		return false;
-	/* bpf_getsockopt() has no IPV6_V6ONLY. */
-	if (own)
-		sk = ctx->protocol == IPPROTO_TCP ? (void *)bpf_skc_to_tcp_sock(own) :
-						    (void *)bpf_skc_to_udp6_sock(own);
-	return !sk || !BPF_CORE_READ_BITFIELD(&sk->__sk_common, skc_ipv6only);
+	return is_node_port(ctx->protocol, port, false) && !is_ipv6_only(ctx->sk, ctx->protocol);
 }
 
 /* Not static: verified once. */

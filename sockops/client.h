@@ -3,23 +3,8 @@
 #ifndef SHUNT_CLIENT_H
 #define SHUNT_CLIENT_H
 
-#include "address.h"
 #include "choose.h"
 #include "sources.h"
-
-/* enum sock_family: what a connect() can address. A socket of IPv6 that is bound has one family alone. */
-static __always_inline __u8 families_of(struct bpf_sock *sk, bool ipv6)
-{
-	__u8 own[16] __attribute__((aligned(8)));
-	__u64 *half = (__u64 *)own;
-
-	if (!ipv6)
-		return SOCK_IPV4;
-	read_ipv6(own, sk->src_ip6);
-	if (is_mapped(own))
-		return SOCK_IPV4;
-	return half[0] || half[1] ? SOCK_IPV6 : SOCK_IPV4 | SOCK_IPV6;
-}
 
 /* `own`: the address that the socket is bound to, or zero. `netns`: this node's own. */
 static __always_inline __u32 check_source(const struct sock_ask *ask,

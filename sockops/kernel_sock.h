@@ -35,6 +35,10 @@ typedef struct {
 	unsigned int val;
 } kuid_t;
 
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct sock_common {
 	__u32 skc_rcv_saddr;
 	__u16 skc_num;
@@ -43,6 +47,7 @@ struct sock_common {
 	unsigned char skc_ipv6only : 1;
 	possible_net_t skc_net;
 	struct in6_words skc_v6_rcv_saddr;
+	atomic64_t skc_cookie;
 } KERNEL_TYPE;
 
 struct sock_cgroup_data {

@@ -39,6 +39,8 @@ struct sock_common {
 struct sock {
 	struct sock_common __sk_common;
 	int sk_rcvlowat;
+	int sk_peek_off; /* -1: not used */
+	__u32 sk_tsflags;
 	void *sk_user_data;
 } KERNEL_TYPE;
 
@@ -63,7 +65,8 @@ struct task_struct {
 } KERNEL_TYPE;
 
 enum sock_flags {
-	SOCK_ZEROCOPY = 1, /* relocated too */
+	SOCK_RCVTSTAMP = 1, /* relocated too */
+	SOCK_ZEROCOPY = 2,
 };
 
 /* include/linux/skmsg.h: what else stands in the pointer to a psock. */
@@ -113,12 +116,13 @@ static __always_inline bool is_short_of_memory(const struct tcp_sock *tp)
 static __always_inline bool has_option(const struct tcp_sock *tp)
 {
 	const struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+	unsigned long flags = 1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY) |
+			      1UL << bpf_core_enum_value(enum sock_flags, SOCK_RCVTSTAMP);
 
 	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
 		return true;
-	return sk->sk_rcvlowat > 1 || tp->inet_conn.icsk_ulp_ops ||
-	       sk->__sk_common.skc_flags &
-		       1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY);
+	return sk->sk_rcvlowat > 1 || sk->sk_peek_off >= 0 || sk->sk_tsflags ||
+	       tp->inet_conn.icsk_ulp_ops || sk->__sk_common.skc_flags & flags;
 }
 
 #endif

@@ -2,12 +2,14 @@
 /*
  * Every socket of the host that has something in a VIP's place, told from the kernel's own list of what
  * is kept with sockets: exact, whatever the namespace, and nothing has to be counted when one closes.
+ * And the ends of streams, which pass TCP by or might have.
  */
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
 #include "abi_sockets.h"
+#include "abi_streams.h"
 #include "kernel_sock.h"
 #include "packet.h"
 
@@ -17,6 +19,9 @@
 struct {
 	struct sock_row row;
 	enum sock_family family;
+	struct stream_row end;
+	enum stream_event event;
+	enum stream_side side;
 } list_types SEC(".data.layout");
 
 static __always_inline void describe(struct sock_row *row, struct sock *sk)
@@ -33,6 +38,7 @@ static __always_inline void describe(struct sock_row *row, struct sock *sk)
 	row->cgroup = node ? node->id : 0;
 	row->inode = inode ? inode->i_ino : 0;
 	row->uid = sk->sk_uid.val;
+	row->cookie = sk->__sk_common.skc_cookie.counter;
 	row->own_port = sk->__sk_common.skc_num;
 	row->proto = sk->sk_protocol;
 	row->state = sk->__sk_common.skc_state;
@@ -84,6 +90,22 @@ int shunt_flows(struct bpf_iter__bpf_sk_storage_map *ctx)
 	for (int i = 0; i < SOCK_FLOWS; i++)
 		if (flows->flow[i].seen_ns)
 			tell(ctx->meta->seq, &row, &flows->flow[i]);
+	return 0;
+}
+
+/* Of map sock_streams: clients' ends, and servers'. */
+SEC("iter/bpf_sk_storage_map")
+int shunt_ends(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct stream_val *stream = ctx->value;
+	struct stream_row end = {};
+	struct sock *sk = ctx->sk;
+
+	if (!sk || !stream)
+		return 0;
+	describe(&end.socket, sk);
+	end.stream = *stream;
+	bpf_seq_write(ctx->meta->seq, &end, sizeof(end));
 	return 0;
 }
 

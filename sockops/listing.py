@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every socket of the host that has something in a VIP's place: sockops/list.bpf.c."""
+"""Sockets of the host that have something in a VIP's place, and streams' ends: list.bpf.c."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from shunt.kern.objects import Object
 OBJECT = Path(__file__).parent / "list.bpf.o"
 # Which map each program is for.
 OF = {"shunt_peers": "sock_peers", "shunt_flows": "sock_flows"}
+ENDS, ENDS_MAP = "shunt_ends", "sock_streams"
 
 
 class Listing:
@@ -26,7 +27,8 @@ class Listing:
         """Raises: ShuntError if the kernel refuses them."""
         self._object = Object(path)
         try:
-            self._row = self._object.btf.struct("sock_row")
+            self.btf = self._object.btf
+            self._row, self._end = self.btf.struct("sock_row"), self.btf.struct("stream_row")
             self._object.load()
         except BaseException:
             self._object.close()
@@ -39,10 +41,21 @@ class Listing:
         Raises: OSError.
         """
         told = b"".join(
-            iterators.run_once(program.fd, maps[OF[name]].fd)
-            for name, program in self._object.programs.items()
+            iterators.run_once(self._object.programs[name].fd, maps[of].fd)
+            for name, of in OF.items()
         )
         return np.frombuffer(told, self._row)
+
+    def ends(self, maps: Mapping[str, Map]) -> NDArray[Any]:
+        """The ends of streams, as they are now; none without the streams' own `maps`.
+
+        Shape: struct stream_row.
+        Raises: OSError.
+        """
+        if ENDS_MAP not in maps:
+            return np.zeros(0, self._end)
+        told = iterators.run_once(self._object.programs[ENDS].fd, maps[ENDS_MAP].fd)
+        return np.frombuffer(told, self._end)
 
     def close(self) -> None:
         """Unload."""

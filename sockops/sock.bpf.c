@@ -14,6 +14,7 @@
 #include "client.h"
 #include "count.h"
 #include "excluded.h"
+#include "family.h"
 #include "kept.h"
 
 const volatile struct sock_config config = {};
@@ -97,7 +98,7 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool ipv6)
 	if (!is_covered(ctx, sk, &ask, &reason))
 		return leave(reason);
 	read_address(ctx, ipv6, ask.vip);
-	ask.families = families_of(sk, ipv6);
+	ask.families = families_of(sk, ask.proto, ipv6);
 	ask.now_ns = bpf_ktime_get_ns();
 	ask.entropy = bpf_get_prandom_u32();
 	/* Of a connection before, if it was one. */

@@ -144,9 +144,37 @@ int shunt_stream(struct sk_msg_md *ctx)
 
 /* Options that come later ---------------------------------------------------------------------- */
 
-#define SOL_SOCKET  1
-#define SO_RCVLOWAT 18
-#define SO_ZEROCOPY 60
+/* asm-generic/socket.h. The new ones have times of 64 bits on every machine. */
+#define SOL_SOCKET	    1
+#define SO_RCVLOWAT	    18
+#define SO_TIMESTAMP_OLD    29
+#define SO_TIMESTAMPNS_OLD  35
+#define SO_TIMESTAMPING_OLD 37
+#define SO_PEEK_OFF	    42
+#define SO_ZEROCOPY	    60
+#define SO_TIMESTAMP_NEW    63
+#define SO_TIMESTAMPNS_NEW  64
+#define SO_TIMESTAMPING_NEW 65
+
+/* Whether it is one of has_option(), which can be had by going back to TCP. */
+static __always_inline bool is_tcps(__s32 option, __s32 value)
+{
+	switch (option) {
+	case SO_RCVLOWAT:
+		return value > 1;
+	case SO_PEEK_OFF:
+		return value >= 0;
+	case SO_TIMESTAMP_OLD:
+	case SO_TIMESTAMPNS_OLD:
+	case SO_TIMESTAMPING_OLD:
+	case SO_TIMESTAMP_NEW:
+	case SO_TIMESTAMPNS_NEW:
+	case SO_TIMESTAMPING_NEW:
+		return value;
+	default:
+		return false;
+	}
+}
 
 SEC("cgroup/setsockopt")
 int shunt_streamopt(struct bpf_sockopt *ctx)
@@ -157,18 +185,18 @@ int shunt_streamopt(struct bpf_sockopt *ctx)
 
 	if (ctx->optlen > 4096)
 		ctx->optlen = 0; /* more than is shown here: as the process has it */
-	if (ctx->level != SOL_SOCKET || !ctx->sk ||
-	    (ctx->optname != SO_RCVLOWAT && ctx->optname != SO_ZEROCOPY))
+	if (ctx->level != SOL_SOCKET || !ctx->sk || value + 1 > (int *)ctx->optval_end)
+		return 1;
+	if (ctx->optname != SO_ZEROCOPY && !is_tcps(ctx->optname, *value))
 		return 1;
 	stream = bpf_sk_storage_get(&sock_streams, ctx->sk, 0, 0);
-	if (!stream || stream->gone || value + 1 > (int *)ctx->optval_end)
+	if (!stream || stream->gone)
 		return 1;
 	pair = find_pair(stream);
 	if (!pair)
 		return 1;
-	if (ctx->optname == SO_RCVLOWAT) {
-		if (*value > 1 &&
-		    !__sync_val_compare_and_swap(&pair->why, STREAM_NONE, STREAM_TO_TCP_OPTION))
+	if (ctx->optname != SO_ZEROCOPY) {
+		if (!__sync_val_compare_and_swap(&pair->why, STREAM_NONE, STREAM_TO_TCP_OPTION))
 			count_event(STREAM_TO_TCP_OPTION, 0);
 		return 1;
 	}

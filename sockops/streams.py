@@ -50,6 +50,11 @@ class Streams:
         """Those that are loaded."""
         return list(self._obj.programs.values()) if self._obj else []
 
+    @property
+    def maps(self) -> Mapping[str, Map]:
+        """Those of their own; none while nothing is loaded."""
+        return {name: self._obj.maps[name] for name in OWN_MAPS} if self._obj else {}
+
     def follow(
         self, services: Collection[int], maps: Mapping[str, Map], peers: Map | None, *, anew: bool
     ) -> None:

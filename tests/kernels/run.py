@@ -60,6 +60,7 @@ PYTEST = (
     "tests/packets",
     *(f"{NETNS}{what}.py" for what in ("datapath", "decap", "features", "handover")),
     *(f"{NETNS}{what}.py" for what in ("netdev", "netlink", "nexthops", "sctp", "stale_methods")),
+    *(f"{NETNS}{what}.py" for what in ("streams", "streams_options", "streams_races")),
     *(f"{NETNS}{what}.py" for what in ("tc_attach", "trunk")),
 )
 

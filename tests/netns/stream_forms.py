@@ -241,3 +241,20 @@ def rounds(client: socket.socket, server: socket.socket, times: int = 20) -> Non
         assert server.recv(100) == question
         server.sendall(answer)
         assert client.recv(100) == answer
+
+
+def listed(form: Guarded, *socks: socket.socket) -> list[dict[str, Any]]:
+    """What `shunt socket list` says of each, {} if nothing."""
+    all_rows = form.node.json("socket", "list")
+    found = []
+    for sock in socks:
+        inode = os.fstat(sock.fileno()).st_ino
+        rows = [row for row in all_rows if row["inode"] == inode]
+        assert len(rows) <= 1, "told once"
+        found.append(rows[0] if rows else {})
+    return found
+
+
+def ways(form: Guarded, *socks: socket.socket) -> list[tuple[str, str]]:
+    """Whether each passes TCP by, and why not."""
+    return [(row.get("stream", ""), row.get("stream_why", "")) for row in listed(form, *socks)]

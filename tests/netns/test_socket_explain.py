@@ -87,6 +87,8 @@ def test_it_names_whom_connections_reach(node: Node) -> None:
         ("[::ffff:203.0.113.6]:7", (), "TO_BACKEND_CONNECT"),
         ("[2001:db8::6]:7", (), "TO_BACKEND_CONNECT"),
         ("[2001:db8::6]:7", ("--bound", "fd09:1::1"), "PASS_FAMILY"),
+        ("[2001:db8::6]:7", ("--ipv6-only",), "PASS_FAMILY"),
+        (f"[{SIX}]:7", ("--ipv6-only",), "TO_BACKEND_CONNECT"),
         ("[2001:db8::6]:7", ("--proto", "udp", "--call", "sendto"), "PASS_FAMILY"),
         (f"[{SIX}]:7", ("--proto", "udp", "--call", "sendto"), "TO_BACKEND_SEND"),
         (f"{NOWHERE}:7", ("--netns", "1"), "PASS_NAMESPACE"),

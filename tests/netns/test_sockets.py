@@ -12,9 +12,10 @@ import dns.query
 import dns.rdatatype
 import pytest
 
-from tests.netns.socket_node import BE1, NOWHERE, ON_LO, SIX, Node, a_node, say, say_to
+from tests.netns.socket_node import BE1, NOWHERE, ON_LO, SIX, SIX2, Node, a_node, say, say_to
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
+MIXED = "2001:db8::7"  # with backends of both families
 ROUNDS = 24  # of two backends both are seen, but for one time in ten million
 VIPS = (NOWHERE, ON_LO, SIX, f"::ffff:{NOWHERE}", f"::ffff:{ON_LO}")
 
@@ -22,6 +23,8 @@ VIPS = (NOWHERE, ON_LO, SIX, f"::ffff:{NOWHERE}", f"::ffff:{ON_LO}")
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
     with a_node("sockets") as node:
+        mixed = {"vip": MIXED, "ports": [7, "7/udp"], "backends": [BE1, SIX2]}
+        node.write("mixed", {"name": "mixed", **mixed})
         node.start()
         yield node
 
@@ -188,6 +191,21 @@ def test_a_vip_of_ipv4_with_backends_of_ipv6(node: Node, kind: int) -> None:
         sock.connect(("::ffff:203.0.113.6", 7))
         assert sock.getpeername()[:2] == ("::ffff:203.0.113.6", 7)
         assert say(sock) == "be1"
+
+
+@pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
+@pytest.mark.parametrize(("only", "wanted"), [(0, {"be1", "be2"}), (1, {"be2"})], ids="01")
+def test_backends_of_both_families_and_a_socket_of_ipv6_alone(
+    node: Node, kind: int, only: int, wanted: set[str]
+) -> None:
+    seen = set()
+    for _ in range(ROUNDS):
+        with node.client(socket.AF_INET6, kind) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            sock.connect((MIXED, 7))
+            assert sock.getpeername()[:2] == (MIXED, 7)
+            seen.add(say(sock))
+    assert seen == wanted
 
 
 def test_what_is_no_vip_is_left_alone(node: Node) -> None:

@@ -14,13 +14,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shunt.kern import libbpf
+from shunt.kern import cgroup, libbpf
 from shunt.sockops.streams import BUDGET_BYTES, BUDGET_MESSAGES
 from tests.conftest import GUEST
 from tests.netns.stream_forms import (
@@ -86,23 +87,43 @@ def test_guarded_messages_do_not_count_as_a_sign_that_others_were_read(ours: Gua
     assert both_write_and_neither_reads(ours) < 2 * BUDGET_BYTES + 2 * MEGABYTE
 
 
-@contextlib.contextmanager
-def little_memory() -> Iterator[None]:
-    """Sockets that this process makes meanwhile may have 4 MB together; in a guest, all sockets."""
-    if GUEST:
-        with little_memory_of_the_host("512 768 1024"):
-            yield
-        return
-    group = Path(f"/sys/fs/cgroup/memory/shunt-streams-{os.getpid()}")
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    home = next(x.split(":")[2] for x in lines if x.split(":")[1] == "memory")
+def poor_group() -> tuple[Path, Path]:
+    """A new control group whose sockets may have 4 MB together, and the one of this process.
+
+    With version 2 that is all of the group's memory, so no process is to stay in it.
+    """
+    unified = cgroup.root()
+    v2 = "memory" in (unified / "cgroup.controllers").read_text().split()
+    lines = [x.split(":", 2) for x in Path("/proc/self/cgroup").read_text().splitlines()]
+    if v2:
+        home = unified / next(path for number, _, path in lines if number == "0").lstrip("/")
+        (unified / "cgroup.subtree_control").write_text("+memory")
+        root, limit = unified, "memory.max"
+    else:
+        root, limit = Path("/sys/fs/cgroup/memory"), "memory.kmem.tcp.limit_in_bytes"
+        home = root / next(path for _, kind, path in lines if kind == "memory").lstrip("/")
+    group = root / f"shunt-streams-{os.getpid()}"
     group.mkdir()
-    try:
-        (group / "memory.kmem.tcp.limit_in_bytes").write_text(str(4 * MEGABYTE))
+    (group / limit).write_text(str(4 * MEGABYTE))
+    return group, home
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Sockets that this process makes within what is yielded may have 4 MB together."""
+    group, home = poor_group()
+
+    @contextlib.contextmanager
+    def within() -> Iterator[None]:
         (group / "cgroup.procs").write_text(str(os.getpid()))
-        yield
+        try:
+            yield
+        finally:
+            (home / "cgroup.procs").write_text(str(os.getpid()))
+
+    try:
+        yield within
     finally:
-        (group.parent / home.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
         group.rmdir()
 
 
@@ -120,10 +141,10 @@ def little_memory_of_the_host(pages: str) -> Iterator[None]:
 
 def blocking_until_it_fails(form: Form) -> str:
     """The error of a blocking send to somebody who does not read."""
-    with (
-        little_memory(),
-        pair(form, *SMALL_BUFFERS, server_options=SMALL_BUFFERS) as (client, _server),
-    ):
+    with little_memory() as within, contextlib.ExitStack() as stack:
+        with within():
+            ends = stack.enter_context(pair(form, *SMALL_BUFFERS, server_options=SMALL_BUFFERS))
+        client, _server = ends
         client.settimeout(None)
         two_s = struct.pack("ll", 2, 0)
         client.setsockopt(SOL, socket.SO_SNDTIMEO, two_s)  # else it blocks for ever, as it should
@@ -142,7 +163,7 @@ def test_guarded_blocks(ours: Guarded) -> None:
     assert blocking_until_it_fails(ours) == "EAGAIN"  # the send's own timeout
 
 
-if GUEST:  # the setting is the whole kernel's
+if GUEST:  # the setting is the whole kernel's; tests/kernels/run.py has it run in guests
 
     def test_guarded_leaves_it_to_tcp_when_memory_is_short(ours: Guarded) -> None:
         # What is used is seen in steps of a megabyte for each processor.

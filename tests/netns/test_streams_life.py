@@ -17,7 +17,7 @@ from shunt.kern import cgroup, links
 from shunt.kern.objects import Object, open_pin, pin
 from shunt.sockops.streams import BUDGET_MESSAGES, OBJECT
 from tests.netns import stream_forms
-from tests.netns.stream_forms import Guarded, fill, guarded, pair, read_all, rounds
+from tests.netns.stream_forms import Guarded, fill, guarded, pair, read_all, rounds, ways
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,7 @@ def test_a_service_that_is_not_redirected_any_more(anew: Guarded) -> None:
         rounds(client, server)
         client.sendall(b"unread ")
         switch(anew, "off", "redirected")
+        assert ways(anew, client, server) == [("tcp", "TO_TCP_OPTED_OUT")] * 2
         client.sendall(b"and more")
         assert read_all(server, 15) == b"unread and more"
         rounds(client, server)
@@ -121,12 +122,14 @@ def test_the_last_service_that_is_redirected_takes_the_programs_away(anew: Guard
         rounds(client, server)
         client.sendall(b"unread ")
         switch(anew, "off", "redirected", "redirected-six")
+        assert ways(anew, client) == [("off", "")]
         assert not (anew.node.bpffs / "streams").exists()
         assert not ours & attached_programs()
         client.sendall(b"and more")
         assert read_all(server, 15) == b"unread and more"
         rounds(client, server)
         switch(anew, "on", "redirected", "redirected-six")
+        assert ways(anew, client) == [("tcp", "UNPAIRED")], "older than that"
         with anew.counted() as events, pair(anew) as new:
             rounds(client, server)
             rounds(*new)

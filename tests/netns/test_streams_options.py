@@ -5,10 +5,14 @@ one does heed, and, at the end, what neither can help; docs/operations.md says s
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
 import select
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +23,11 @@ from tests.netns.stream_forms import LEFT_VIP, Guarded, Plain, fill, guarded, pa
 
 SOL = socket.SOL_SOCKET
 LOWAT = (SOL, socket.SO_RCVLOWAT, 10)
-ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # asm-generic/socket.h; Python does not have them
+# asm-generic/socket.h and linux/; Python does not have them.
+ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
+TIMESTAMP, TIMESTAMPNS, TIMESTAMPING, PEEK_OFF = 29, 35, 37, 42
+TX_TIMES = 1 << 1 | 1 << 4  # SOF_TIMESTAMPING_TX_SOFTWARE, and those are to be told
+MSG_MORE, TCP_INQ, SIOCOUTQNSD = 0x8000, 36, 0x894B
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +103,89 @@ def test_guarded_zerocopy_is_refused_of_a_socket_in_the_map(ours: Guarded) -> No
         assert completes(client, server)
 
 
+def is_stamped(client: socket.socket, server: socket.socket) -> bool:
+    """Whether a message comes with the time at which it came."""
+    client.sendall(b"now")
+    data, told, _, _ = server.recvmsg(10, 100)
+    assert data == b"now"
+    return bool(told)
+
+
+@pytest.fixture
+def stamping(ours: Guarded) -> Iterator[None]:
+    """The kernel stamps packets a while after the first socket asked for it, and while one does."""
+    with pair(left_alone(ours), server_options=((SOL, TIMESTAMP, 1),)) as ends:
+        ours.node.until(lambda: is_stamped(*ends), "stamps packets")
+        yield
+
+
+@pytest.mark.usefixtures("stamping")
+@pytest.mark.parametrize("option", [TIMESTAMP, TIMESTAMPNS])
+def test_plain_tells_no_time(bare: Plain, option: int) -> None:
+    with pair(bare, server_options=((SOL, option, 1),)) as ends:
+        assert not is_stamped(*ends)
+
+
+@pytest.mark.usefixtures("stamping")
+@pytest.mark.parametrize("option", [TIMESTAMP, TIMESTAMPNS])
+def test_guarded_times_are_told(ours: Guarded, option: int) -> None:
+    with ours.counted() as events, pair(ours, server_options=((SOL, option, 1),)) as ends:
+        assert is_stamped(*ends)
+    assert events["LEFT_OPTION"] == 1
+    with ours.counted() as events, pair(ours) as (client, server):
+        assert not is_stamped(client, server)
+        server.setsockopt(SOL, option, 1)
+        assert is_stamped(client, server)
+    assert (events["REDIRECTED"], events["TO_TCP_OPTION"]) == (1, 1)
+
+
+def is_told_when_sent(client: socket.socket, server: socket.socket, wait_s: float = 10) -> bool:
+    """Whether the error queue says when a message was sent."""
+    client.sendall(b"now")
+    assert server.recv(10) == b"now"
+    poll = select.poll()
+    poll.register(client, 0)
+    return bool(poll.poll(wait_s * 1000))
+
+
+def test_plain_does_not_tell_when_it_was_sent(bare: Plain) -> None:
+    with pair(bare, (SOL, TIMESTAMPING, TX_TIMES)) as ends:
+        assert not is_told_when_sent(*ends, wait_s=0.2)
+
+
+def test_guarded_tells_when_it_was_sent(ours: Guarded) -> None:
+    with pair(ours, (SOL, TIMESTAMPING, TX_TIMES)) as ends:
+        assert is_told_when_sent(*ends)
+    with ours.counted() as events, pair(ours) as (client, server):
+        assert not is_told_when_sent(client, server, wait_s=0.2)
+        client.setsockopt(SOL, TIMESTAMPING, TX_TIMES)
+        assert is_told_when_sent(client, server)
+    assert (events["REDIRECTED"], events["TO_TCP_OPTION"]) == (1, 1)
+
+
+def peeked(client: socket.socket, server: socket.socket) -> list[bytes]:
+    """What is looked at in two calls, each beginning where the one before ended."""
+    client.sendall(b"onetwo")
+    assert select.select([server], [], [], 5)[0]
+    return [server.recv(3, socket.MSG_PEEK) for _ in range(2)]
+
+
+def test_guarded_peeks_go_on(bare: Plain, ours: Guarded) -> None:
+    with pair(bare) as (client, server):
+        try:
+            server.setsockopt(SOL, PEEK_OFF, 0)
+        except OSError as e:
+            assert e.errno == errno.EOPNOTSUPP  # noqa: PT017  TCP has it since 6.9
+            return
+        assert peeked(client, server) == [b"one", b"one"]
+    with ours.counted() as events, pair(ours) as (client, server):
+        server.setsockopt(SOL, PEEK_OFF, 0)
+        assert peeked(client, server) == [b"one", b"two"]
+    assert events["TO_TCP_OPTION"] == 1
+    with pair(ours, server_options=((SOL, PEEK_OFF, 0),)) as ends:
+        assert peeked(*ends) == [b"one", b"two"]
+
+
 # What no form can help: docs/operations.md says so -----------------------------------------------
 
 
@@ -162,7 +253,46 @@ def interrupted(client: socket.socket, server: socket.socket) -> bytes:
         signal.signal(signal.SIGUSR1, before)
 
 
+def discarded(client: socket.socket, server: socket.socket) -> bytes:
+    """Bytes that are taken without being copied anywhere."""
+    client.sendall(b"skipped, kept")
+    assert select.select([server], [], [], 5)[0]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.recv(server.fileno(), None, 9, socket.MSG_TRUNC) != 9:
+        return errno.errorcode[ctypes.get_errno()].encode()
+    return server.recv(100)
+
+
+def unsent(sock: socket.socket) -> bytes:
+    """How many bytes TCP holds back."""
+    return b"%d" % struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQNSD, bytes(4)))[0]
+
+
+def held_back(client: socket.socket, _server: socket.socket) -> bytes:
+    """Bytes that wait for more, which they are to be sent with."""
+    client.send(b"head", MSG_MORE)
+    return unsent(client)
+
+
+def corked(client: socket.socket, _server: socket.socket) -> bytes:
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    client.send(b"head")
+    return unsent(client)
+
+
+def in_queue(client: socket.socket, server: socket.socket) -> bytes:
+    """How much is left to read, told with what was read."""
+    server.setsockopt(socket.IPPROTO_TCP, TCP_INQ, 1)
+    client.sendall(b"read, left")
+    assert select.select([server], [], [], 5)[0]
+    return b"".join(data for _, _, data in server.recvmsg(6, 100)[1])
+
+
 LIMITS = {
+    "discard": (discarded, b"EFAULT", b"kept"),
+    "more": (held_back, b"0", b"4"),
+    "cork": (corked, b"0", b"4"),
+    "inq": (in_queue, b"", struct.pack("i", 4)),
     "splice": (spliced, b"", b"by splice"),
     "urgent": (urgent, b"!ordinary", b"ordinary"),
     "reset": (reset_of_unread, b"FIN", b"RST"),

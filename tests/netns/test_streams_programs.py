@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Redirected streams byte for byte, of programs that nobody here wrote, and beside connections that
-look the same. stream_forms.py draws the node.
+"""Redirected streams byte for byte, and of programs that nobody here wrote.
+
+stream_forms.py draws the node.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -21,20 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from shunt.kern.maps import Map
-from shunt.lab.netns import Namespace
 from tests.netns.socket_node import BE1, SIX1
 from tests.netns.stream_forms import (
     VIP,
     VIP6,
     Guarded,
     guarded,
-    listening,
     made,
     pair,
-    plain,
     read_all,
-    rounds,
 )
 
 TALK = Path(__file__).with_name("stream_talk.py")
@@ -54,14 +47,6 @@ def served() -> Iterator[Guarded]:
     """With nginx on the backends."""
     with guarded("streams-served", serving=True) as form:
         yield form
-
-
-@pytest.fixture
-def everywhere(ours: Guarded) -> Iterator[Guarded]:
-    """Connections of all network namespaces are translated."""
-    ours.node.settings(sockets="all")
-    yield ours
-    ours.node.settings()
 
 
 # Every byte ------------------------------------------------------------------------------------
@@ -201,146 +186,3 @@ def test_curl_and_nginx_on_a_kept_connection(served: Guarded, vip: str) -> None:
     assert connects == ["1", "0", "0", "0", "0"], "one connection for all"
     assert events["PAIRED"] == 1
     assert events["REDIRECTED"] == 10, "five questions and five answers"
-
-
-# Whose connections they are ------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def apart() -> Iterator[Namespace]:
-    """A namespace that has both ends' addresses itself."""
-    space = Namespace.create(f"shunt-apart-{os.getpid()}")
-    try:
-        space.ip("link set lo up", "addr add 10.9.1.1/32 dev lo", f"addr add {BE1}/32 dev lo")
-        yield space
-    finally:
-        space.delete()
-
-
-def test_equal_addresses_in_two_namespaces(everywhere: Guarded) -> None:
-    with apart() as space, everywhere.counted() as events, contextlib.ExitStack() as stack:
-        ends = []
-        for here, there in ((everywhere.client_space, everywhere.server_space), (space, space)):
-            listener = stack.enter_context(listening(there, BE1, 7777, ()))
-            client = stack.enter_context(made(here, socket.AF_INET, ()))
-            client.bind(("10.9.1.1", 5555))
-            client.connect((VIP, 7777))
-            ends.append((client, stack.enter_context(listener.accept()[0])))
-        assert {end.getsockname() for end, _ in ends} == {("10.9.1.1", 5555)}
-        for n in range(20):
-            for which, (client, server) in enumerate(ends):
-                client.sendall(b"%d from %d" % (n, which))
-                server.sendall(b"%d to %d" % (n, which))
-            for which, (client, server) in enumerate(ends):
-                assert server.recv(100) == b"%d from %d" % (n, which)
-                assert client.recv(100) == b"%d to %d" % (n, which)
-    assert (events["PAIRED"], events["REDIRECTED"]) == (2, 80)
-
-
-def test_one_that_is_dialled_meanwhile_stays_on_tcp(everywhere: Guarded) -> None:
-    """Its SYN is lost; until the next one another namespace has opened the same connection."""
-    with apart() as space, everywhere.counted() as events, contextlib.ExitStack() as stack:
-        space.ip(
-            f"addr del {BE1}/32 dev lo",
-            "link add name void type veth peer name unheard",
-            "link set void up",
-            "link set unheard up",
-        )
-        space.ip(f"route add {BE1}/32 dev void src 10.9.1.1")
-        space.ip(f"neigh add {BE1} lladdr 02:00:00:00:00:01 dev void")
-        first = stack.enter_context(made(space, socket.AF_INET, ()))
-        first.bind(("10.9.1.1", 5556))
-        first.setblocking(False)
-        assert first.connect_ex((VIP, 7778)) == 115  # EINPROGRESS
-        listener = stack.enter_context(listening(everywhere.server_space, BE1, 7778, ()))
-        second = stack.enter_context(made(everywhere.client_space, socket.AF_INET, ()))
-        second.bind(("10.9.1.1", 5556))
-        second.connect((VIP, 7778))
-        rounds(second, stack.enter_context(listener.accept()[0]))
-        space.ip("link del void", f"addr add {BE1}/32 dev lo")
-        late = stack.enter_context(listening(space, BE1, 7778, ()))
-        late.settimeout(10)
-        taken = stack.enter_context(late.accept()[0])
-        first.settimeout(5)
-        rounds(first, taken)
-    assert (events["PAIRED"], events["LEFT_MISMATCH"]) == (1, 1)
-    assert events["REDIRECTED"] == 40
-
-
-def test_a_socket_that_is_connected_again(ours: Guarded) -> None:
-    """What is left of the connection before has nothing to do with the new one's record.
-
-    The server never hears that the first connection has ended, and closes its end, which is
-    TCP's and out of the map, in the midst of the second.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    rule = "type filter hook output priority 0; tcp flags rst drop;"
-    with ours.counted() as events, ours.listen() as one, ours.listen() as two:
-        client = ours.dial(one)
-        with client:
-            before = one.accept()[0]
-            with ours.counted() as first:
-                before.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 2)
-                rounds(client, before)
-            ours.client_space.run("nft", f"add table ip deaf {{ chain out {{ {rule} }}; }}")
-            try:
-                nobody = bytes(16)  # AF_UNSPEC: as it was before connect()
-                assert libc.connect(client.fileno(), nobody, len(nobody)) == 0
-                client.connect((VIP, two.getsockname()[1]))
-                with two.accept()[0] as after:
-                    rounds(client, after)
-                    before.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
-                    before.close()
-                    rounds(client, after)
-            finally:
-                ours.client_space.run("nft", "delete table ip deaf")
-    assert (first["TO_TCP_OPTION"], first["GONE"]) == (1, 2)
-    assert events["PAIRED"] == 2
-    assert events["REDIRECTED"] == 80
-    assert "TO_TCP_ENDED" not in events
-
-
-def test_a_backend_whose_end_is_not_seen_here_is_tcps(ours: Guarded) -> None:
-    """Addresses that are translated on the way are another connection's, as far as one can see."""
-    rules = (
-        "add table ip apart; add chain ip apart out { type nat hook postrouting priority 100; }; "
-        f"add rule ip apart out ip daddr {BE1} tcp dport 7779 snat to 10.9.1.1:40000-40100"
-    )
-    ours.client_space.run("nft", rules)
-    try:
-        with (
-            ours.counted() as events,
-            listening(ours.server_space, BE1, 7779, ()) as listener,
-            ours.dial(listener) as client,
-            listener.accept()[0] as server,
-        ):
-            rounds(client, server)
-        assert events == {"LEFT_REMOTE": 1}
-    finally:
-        ours.client_space.run("nft", "delete table ip apart")
-
-
-def test_a_socket_that_another_program_has_is_tcps(ours: Guarded) -> None:
-    with plain() as other, ours.counted() as events:
-        with other.covered():
-            client = made(ours.client_space, socket.AF_INET, ())
-        with client, ours.listen() as listener:
-            client.connect((VIP, listener.getsockname()[1]))
-            with listener.accept()[0] as server:
-                rounds(client, server)
-    assert events == {"LEFT_FULL": 1}
-
-
-def test_a_record_that_made_room_leaves_its_connection_to_tcp(ours: Guarded) -> None:
-    pairs = Map.pinned(ours.node.bpffs / "streams/maps/stream_pairs")
-    with ours.counted() as events, pair(ours) as (client, server):
-        rounds(client, server)
-        client.sendall(b"unread")
-        for key in pairs.items()[0]:
-            pairs.delete(key)
-        client.sendall(b" and by TCP")
-        assert read_all(server, 17) == b"unread and by TCP"
-        rounds(client, server)
-    pairs.close()
-    assert events["TO_TCP_ENDED"] == 2, "either end finds it"
-    assert events["REDIRECTED"] == 41

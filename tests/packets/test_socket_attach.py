@@ -63,7 +63,7 @@ def echo(kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket
     server = socket.socket(family, kind)
     server.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
     if kind == socket.SOCK_STREAM:
-        server.listen()
+        server.listen(100)
     server.settimeout(10)
     return server
 
@@ -97,6 +97,22 @@ def test_a_connection_is_translated_listed_and_freed(lb: Balancer, family: int) 
                 while len(listing.rows(sockets.maps)):
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
+
+    here(run)
+
+
+def test_a_socket_of_ipv6_alone_gets_backends_of_ipv6(lb: Balancer) -> None:
+    def connect(only: int) -> int:
+        with socket.socket(socket.AF_INET6) as client:
+            client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            return client.connect_ex((V6, 80))
+
+    def run() -> None:
+        with echo(family=socket.AF_INET6) as server, covered(lb):
+            port = server.getsockname()[1]  # nobody listens on IPv4's
+            lb.add_service(V6, backends=["127.0.0.1", "::1"], backend_port=port)
+            assert {connect(0) for _ in range(40)} == {0, errno.ECONNREFUSED}
+            assert {connect(1) for _ in range(40)} == {0}
 
     here(run)
 
