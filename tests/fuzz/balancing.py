@@ -22,7 +22,7 @@ from tests.fuzz.headers import TCP, UDP, Headers
 from tests.fuzz.served import DENIED, OWN, Directory, Served
 from tests.fuzz.target import Broken, Target
 from tests.packets.balancer import LOOPBACK, START_NS, Balancer, Reason, Service
-from tests.packets.test_echo import answer_echo
+from tests.packets.test_echo import know_vip
 from tests.packets.test_flow_table import wrong
 
 SIZES = {"slots": 1 << 13, "restarts": 1 << 10, "flows": 1 << 12, "rates": 64}
@@ -76,7 +76,7 @@ class Balancing(Target):
         name["name"] = f"{service.id}".encode()
         self.lb.map("names").update(np.uint32(service.id), name[0])
         if served.state != "empty":
-            answer_echo(self.lb, served.vip, service.id)
+            know_vip(self.lb, served.vip, service.id)
         if served.state == "moving":
             service.move()
         elif served.state == "empty":

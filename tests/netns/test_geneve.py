@@ -27,11 +27,12 @@ from shunt.lab.shuntd import attach_decap, daemons
 from shunt.lab.topology import BPFFS, CLIENT4, CLIENT6, Host
 from shunt.lb.model import Mode
 from shunt.xdp import decap
+from tests.netns.iperf import LISTEN, measure
 from tests.netns.reasons import LabScene
 from tests.scenes import lab_with_servers
 
 MTU, NARROW_MTU = 1500, 1400
-WEB, ECHO, CLOSED = 8000, 7007, 7009  # the VIPs' ports
+WEB, ECHO, CLOSED, IPERF3 = 8000, 7007, 7009, 8001  # the VIPs' ports
 CLOSED_PORT = 9  # of every backend, and no server there
 TIMEOUT_S = 20.0
 IP_MTU, IPV6_MTU, IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, DO = 14, 24, 10, 23, 2
@@ -62,6 +63,16 @@ def documents(service: LabService, backends: list[Host]) -> Iterator[dict[str, A
             "backends": [{"address": str(address), "port": port} for address in addresses],
             "health": HEALTH,
         }
+    # iperf3 has two connections, to the same server.
+    address = backends[0].addresses[service.backend_version == 6]
+    yield {
+        "name": f"{service.name}-iperf3",
+        "mode": "dsr-geneve",
+        "vip": str(service.vip),
+        "ports": [IPERF3, f"{IPERF3}/udp"],
+        "backends": [{"address": str(address), "port": LISTEN}],
+        "health": HEALTH | {"port": HTTP_PORT},
+    }
 
 
 class Scene(LabScene):
@@ -125,6 +136,18 @@ def test_http_there_and_back(scene: Scene, service: LabService) -> None:
         assert set(big.splitlines()) == {"shunt"}
     seen = {scene.curl(service, "/").split()[0] for _ in range(30)}
     assert seen == {host.role for host in scene.lab.backends}
+
+
+@services
+@pytest.mark.parametrize("options", [("-n", "20M"), ("-u", "-b", "20M", "-n", "2M", "-l", "1200")])
+def test_iperf3(scene: Scene, service: LabService, options: tuple[str, ...]) -> None:
+    server = scene.lab.backends[0].namespace
+    log = scene.lab.directory / "iperf3.log"
+    said = measure(scene.lab.client, server, log, str(service.vip), IPERF3, *options)
+    if "-u" in options:
+        assert said["sum"]["lost_packets"] < said["sum"]["packets"] / 10
+    else:
+        assert said["sum_received"]["bytes"] >= 0.9 * said["sum_sent"]["bytes"] >= 0.9 * (20 << 20)
 
 
 @services

@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from shunt.lab.scenario import LabService
-from shunt.lab.servers import BIG_BYTES, ECHO_PORT
+from shunt.lab.scenario import HEALTH, LabService
+from shunt.lab.servers import BIG_BYTES, ECHO_PORT, HTTP_PORT
 from shunt.lab.shuntd import daemons
 from shunt.lb.model import Mode
+from tests.netns.iperf import LISTEN, measure
 from tests.netns.reasons import LabScene
 from tests.scenes import lab_with_servers
 
@@ -62,9 +63,14 @@ def scene() -> Iterator[Scene]:
         lab.router.ip(f"link set dev lan mtu {MTU}")
         for host in hosts:
             host.namespace.ip(f"link set dev eth0 mtu {MTU}")
-        documents = [s.document(lab.backends) for s in SERVICES]
+        documents, alone = [s.document(lab.backends) for s in SERVICES], list[dict[str, Any]]()
         for document in documents:
             document["ports"].append(f"{CLOSED_PORT}/udp")
+            # iperf3 has two connections, to the same server.
+            one = {"name": f"{document['name']}-iperf3", "ports": [LISTEN, f"{LISTEN}/udp"]}
+            first = {"backends": document["backends"][:1], "health": HEALTH | {"port": HTTP_PORT}}
+            alone.append(document | one | first)
+        documents += alone
         with daemons(lab, documents) as started:
             (daemon,) = started.values()
             daemon.wait_up(30)
@@ -84,6 +90,18 @@ def test_http_there_and_back(scene: Scene, service: LabService) -> None:
         assert set(big.splitlines()) == {"shunt"}
     for _ in range(20):
         scene.curl(service, "/")
+
+
+@services
+@pytest.mark.parametrize("options", [("-n", "20M"), ("-u", "-b", "20M", "-n", "2M", "-l", "1200")])
+def test_iperf3(scene: Scene, service: LabService, options: tuple[str, ...]) -> None:
+    server = scene.lab.backends[0].namespace
+    log = scene.lab.directory / "iperf3.log"
+    said = measure(scene.lab.client, server, log, str(service.vip), LISTEN, *options)
+    if "-u" in options:
+        assert said["sum"]["lost_packets"] < said["sum"]["packets"] / 10
+    else:
+        assert said["sum_received"]["bytes"] >= 0.9 * said["sum_sent"]["bytes"] >= 0.9 * (20 << 20)
 
 
 @services

@@ -16,11 +16,10 @@ from shunt.kern.libbpf import XDP_DROP, XDP_PASS, XDP_TX
 from shunt.lb.model import RateLimit
 from shunt.policy.sources import compile_rules
 from tests.packets import nat46, quic
-from tests.packets.balancer import TCP, UDP, Balancer, Event, Flag, Out, Reason
+from tests.packets.balancer import UDP, Balancer, Event, Flag, Out, Reason
 from tests.packets.frames import (
     OWN_MAC,
     ROUTER_MAC,
-    either,
     ether,
     ip,
     network,
@@ -386,17 +385,3 @@ def test_every_event_has_its_packet() -> None:
 @pytest.mark.parametrize("name", sorted(EVENTS))
 def test_event(name: str, make_lb: MakeLb) -> None:
     assert EVENTS[name](make_lb).events[Event[name]] >= 1
-
-
-@pytest.mark.parametrize("proto", [TCP, UDP])
-def test_packets_and_bytes_are_counted_for_service_and_backend(lb: Balancer, proto: int) -> None:
-    service = lb.add_service(VIP, proto=proto, backends=[BACKEND, "10.0.0.2"])
-    service.set_slots(service.backends[1])
-    packet = either(proto, CLIENT, VIP, payload=bytes(60))
-    for _ in range(3):
-        lb.run(packet)
-    counted = (3, 3 * len(packet))
-    assert tuple(lb.map("reasons").totals()[Reason.SENT_TO_BACKEND]) == counted
-    assert tuple(lb.counts("svc_stats")[service.id]) == (0, 0)  # the rest, below
-    assert tuple(lb.counts("backend_stats")[service.backends[1]]) == counted
-    assert tuple(lb.counts("backend_stats")[service.backends[0]]) == (0, 0)

@@ -14,7 +14,7 @@ from scapy.packet import Packet
 
 from tests.packets.balancer import SCTP, TCP, UDP, Balancer, Reason
 from tests.packets.frames import ETH, either, ether, network, transport
-from tests.packets.test_echo import answer_echo
+from tests.packets.test_echo import know_vip
 from tests.packets.test_tc_masquerade import NEAR, OWN, POD, WORLD, Masquerader
 from tests.packets.translator import (
     BACKENDS,
@@ -166,7 +166,7 @@ def test_what_is_none_of_ours_goes_on(tc: Translator, ip: int, proto: int) -> No
 def test_extension_headers_without_an_end(tc: Translator) -> None:
     """Nothing says what they lead to: to a VIP they are ours, and others' are not looked at."""
     service = tc.add_service(VIP[6], 80, TCP, backends=BACKENDS[6])
-    answer_echo(tc, VIP[6], service.id)
+    know_vip(tc, VIP[6], service.id)
     for to in (VIP[6], ELSEWHERE[6]):
         options = IPv6ExtHdrDestOpt(nh=60, len=30, options=[PadN(optdata=bytes(240))])
         frame = bytes(ether(IPv6(src=CLIENT[6], dst=to) / options))[: ETH + 60]
