@@ -57,6 +57,8 @@ class _Draft:
     """Writes in the order in which they must be done, and what to give back on failure."""
 
     going_in: list[Write] = field(default_factory=list)
+    # Of services that nobody serves any more: what leads there goes to other services first.
+    emptying: list[Write] = field(default_factory=list)
     closing: list[Write] = field(default_factory=list)
     dropping: list[Write] = field(default_factory=list)
     after: list[Write] = field(default_factory=list)
@@ -68,7 +70,7 @@ class _Draft:
         """The plan."""
         self.going_in.sort(key=lambda write: _RANK[type(write)])
         waiting: list[Write] = [Grace(), *self.after] if self.after or self.dropping else []
-        return [*self.going_in, *self.closing, *self.dropping, *waiting]
+        return [*self.going_in, *self.emptying, *self.closing, *self.dropping, *waiting]
 
 
 class Planner:
@@ -249,6 +251,8 @@ class Planner:
         draft.after += asked.after
         owner_ids, table = shares(target, ids)
         first, log2 = place.first, place.log2
+        emptied = log2 != NO_REGION and not owner_ids.any()
+        writes = draft.emptying if emptied else draft.going_in
         if log2 == NO_REGION:
             log2 = target.log2
             first = self._take_region(log2, draft)
@@ -264,20 +268,20 @@ class Planner:
                 words, times = slot.resize(words, log2), slot.resize(times, log2)
                 words, moved = self._retable(target, place, words, table)
                 times = np.where(moved, np.uint64(now_ns), times)
-                draft.going_in.append(WriteRegion(first, words, times))
+                writes.append(WriteRegion(first, words, times))
                 draft.after.append(GiveRegion(place.first, place.log2, target.name))
             else:
                 table = np.repeat(table, 1 << (log2 - target.log2))
                 words, moved = self._retable(target, place, words, table)
                 index = np.flatnonzero(moved)
                 if len(index):
-                    draft.going_in.append(PatchSlots(target.name, index, words[index], now_ns))
+                    writes.append(PatchSlots(target.name, index, words[index], now_ns))
         service = PutService(
             target.name, place.svc, first, log2, target.mode.name, target.protocol,
             target.idle_ns, asked.flags, asked.record,
         )  # fmt: skip
         if service != self._service(place):
-            draft.going_in.append(service)
+            writes.append(service)
 
     def _service(self, place: Placed) -> PutService | None:
         record = self.tables.svc[place.svc]

@@ -234,12 +234,15 @@ def test_a_map_does_not_shrink_below_what_is_in_it(bpffs: Path) -> None:
 
 def test_pins_of_another_version(bpffs: Path) -> None:
     first = loaded(bpffs)
+    first.attach(["eth0"], "auto")
     first.maps["meta"].mapped()["abi"] = 77
+    before = program_of("eth0")
     first.close()
     with pytest.raises(ShuntError) as caught:
         loaded(bpffs)
     assert "are of version 77" in caught.value.what
     assert "shunt cleanup" in caught.value.fix
+    assert (before.prog_name, program_of("eth0")) == ("shunt_lb", before)
 
 
 def test_pins_of_another_layout_list_each_difference(bpffs: Path) -> None:

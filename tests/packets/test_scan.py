@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from shunt.agent.apply import sync_ports
+from shunt.agent.writes import Write
 from shunt.kern.testrun import run_xdp
 from shunt.lb import slots as slot
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Mode, Protocol
+from shunt.lb.model import Frontend, Mode, Protocol
 from tests.packets.histories import ACK, FIN, SYN, VIP, Lab, packet
 
 LB = Path(__file__).resolve().parents[2] / "xdp" / "lb.bpf.o"
@@ -248,6 +250,45 @@ def test_a_full_table_refuses_the_change_and_keeps_what_is(
         assert {flow: lb.send(flow, ACK, 2) for flow in range(50)} == before
         lb.configured.add(A + 2)  # and what fits is taken
         assert lb.reconcile() > 0
+
+
+@pytest.mark.parametrize(
+    ("table", "sizes", "services", "ports"),
+    [
+        ("frontends", {"services": 16}, 1, 16),
+        ("frontends", {"services": 16}, 16, 1),
+        ("services", {"svc": 8}, 10, 1),
+    ],
+)
+def test_more_services_than_fit_are_refused_and_nothing_changes(
+    table: str, sizes: dict[str, int], services: int, ports: int
+) -> None:
+    with lab(sizes=sizes) as lb:
+
+        def plan(services: int, ports: int) -> list[Write]:
+            (web,) = lb.targets().values()
+            want = {web.name: web}
+            for n in range(1, services + 1):
+                vip = VIP + n
+                frontends = frozenset(Frontend(vip, 80 + p, Protocol.TCP) for p in range(ports))
+                want[f"s{n}/tcp"] = replace(web, name=f"s{n}/tcp", frontends=frontends)
+            return lb.planner.plan(want, lb.now_ns, lb.condition)
+
+        before = {flow: lb.send(flow, SYN, 1) for flow in range(50)}
+        free = [ids.available() for ids in (lb.tables.service_ids, lb.tables.backend_ids)]
+        slots = lb.tables.regions.free_slots()
+        with pytest.raises(ShuntError) as caught:
+            plan(services, ports)
+        assert caught.value.what == f"table {table} is full"
+        assert caught.value.why
+        assert f"limits.{table}" in caught.value.fix
+        # What the plan had taken is given back: what fits still fits.
+        assert free == [ids.available() for ids in (lb.tables.service_ids, lb.tables.backend_ids)]
+        assert slots == lb.tables.regions.free_slots()
+        assert lb.reconcile() == 0
+        lb.applier.apply(plan(2, 2))
+        assert {flow: lb.send(flow, ACK, 2) for flow in range(50)} == before
+        assert len(lb.tables.frontends) == 5
 
 
 def test_restarting_finds_everything_and_plans_nothing() -> None:

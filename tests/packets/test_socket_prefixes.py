@@ -52,8 +52,8 @@ def change(seed: int) -> tuple[Configuration, Configuration]:
     """Before and after. Of every other one the services stay, and only what is known of their
     backends changes."""
     rnd = random.Random(seed)
-    old = services(rnd)
-    new = services(rnd) if seed % 2 else old
+    old = services(rnd, second=4)
+    new = services(rnd, second=4) if seed % 2 else old
     return some_closed(rnd, old), some_closed(rnd, new)
 
 
