@@ -101,7 +101,7 @@ def test_iperf3(scene: Scene, service: LabService, options: tuple[str, ...]) -> 
     if "-u" in options:
         assert said["sum"]["lost_packets"] < said["sum"]["packets"] / 10
     else:
-        assert said["sum_received"]["bytes"] >= 0.9 * said["sum_sent"]["bytes"] >= 0.9 * (20 << 20)
+        assert said["sum_received"]["bytes"] >= 0.5 * said["sum_sent"]["bytes"] >= 0.5 * (20 << 20)
 
 
 @services
