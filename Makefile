@@ -44,16 +44,21 @@ deps: ## install the Debian packages that are missing (as root), and say which
 
 .PHONY: venv
 venv: deps
-	@$(AS_OWNER) tools/venv
-	@$(AS_OWNER) tools/pytree
+	@$(AS_OWNER) $(MAKE) python
 
+# BPF objects are compiled while Python's packages come.
 .PHONY: build
-build: venv ## build the BPF objects and the C extensions, in place
-	@$(AS_OWNER) $(MAKE) objects
+build: deps ## build the BPF objects and the C extensions, in place
+	@$(AS_OWNER) $(MAKE) -j2 objects
 
-# One level down, already as the checkout's owner.
+# Below, already as the checkout's owner.
+.PHONY: python
+python:
+	@tools/venv
+	@tools/pytree
+
 .PHONY: objects
-objects: $(BPF_OBJECTS) $(CLIENTS) build/stamp/extension build/stamp/defects
+objects: python $(BPF_OBJECTS) $(CLIENTS) build/stamp/extension build/stamp/defects
 
 # The real program with one deliberate defect each, for the test that must catch them.
 build/stamp/defects: tests/packets/defects.py $(wildcard bpf/*.h xdp/*.h xdp/lb.bpf.c)
@@ -73,6 +78,8 @@ $(CLIENTS): build/%: perf/%.c perf/socket_client.h Makefile
 	$(CC) -O2 -g -Wall -Wextra -Werror -o $@ $<
 
 -include $(BPF_OBJECTS:%=build/dep/%.d)
+
+build/venv/made-from: | python ;
 
 build/stamp/extension: $(wildcard setup.py lb/*.c lb/*.h kern/*.c bpf/*.h xdp/*.h) build/venv/made-from
 	@mkdir -p build/stamp
@@ -122,12 +129,16 @@ packets: need-root build ## single packets through the real programs (root)
 netns: need-root build ## real sockets across network namespaces (root)
 	$(PYTEST) tests/netns $(ARGS)
 
-# One recipe, so that also `make -j` keeps the order.
+# One recipe, so that also `make -j` keeps the order. What lint says is told at the end.
 .PHONY: test
 test: need-root ## lint, build and all of the tests above (root)
 	@SECONDS=0 status=0; \
-	$(MAKE) -j2 -Otarget lint build; \
+	$(MAKE) build; \
+	log=$$(mktemp); \
+	$(MAKE) lint >"$$log" 2>&1 & lint=$$!; \
 	tools/run-tests $(PYTEST) -- $(ARGS) || status=$$?; \
+	wait $$lint || status=1; \
+	cat "$$log"; rm "$$log"; \
 	tools/check-owner || status=1; \
 	echo "make test: $$((SECONDS / 60)) min $$((SECONDS % 60)) s, of $$(nproc) processors"; \
 	exit $$status
