@@ -28,7 +28,7 @@ JAVA = ("java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx64m", "-cp",
 COMMANDS = {"go": (str(BUILT / "client"),), "java": (*JAVA, "Client")}
 
 
-@pytest.fixture(scope="module", params=["host", "all"])
+@pytest.fixture(scope="module", params=["host", "all", "redirected"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     with a_stage(f"languages-{request.param}", request.param) as found:
         yield found
@@ -47,6 +47,8 @@ def test_client(stage: Stage, moment: str, language: str) -> None:
             assert len(answers) == ANSWERS[language]
             seen.update(answers)
     assert set(seen) == {"be1", "be2"}
+    if stage.redirected and moment == MOMENTS[0]:
+        assert stage.events()["REDIRECTED"] > 0
 
 
 @pytest.mark.parametrize("language", ["go", "java"])

@@ -23,7 +23,7 @@ from tests.netns.socket_stage import MOMENTS, Stage, a_stage
 ROUNDS = 12  # of two backends both are seen, but for one time in two thousand
 
 
-@pytest.fixture(scope="module", params=["host", "all"])
+@pytest.fixture(scope="module", params=["host", "all", "redirected"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     with a_stage(f"programs-{request.param}", request.param) as found:
         found.serve()
@@ -52,7 +52,12 @@ def test_programs(at_moment: Stage) -> None:
     assert {one: said for one, said in found.items() if isinstance(said, str)} == {}
     assert set().union(*found.values()) == {"be1", "be2"}
     # By splice(): it has pipes, and lets go of them.
-    assert int(at_moment.proxies.haproxy("show info")["PipesFree"]) > 0
+    free = int(at_moment.proxies.haproxy("show info")["PipesFree"])
+    assert (free > 0) != at_moment.redirected
+    if at_moment.redirected and at_moment.moment in ("running", "started again"):
+        events = at_moment.events()
+        assert events["PAIRED"] > 0
+        assert events["REDIRECTED"] > 0
 
 
 def test_all_backends_are_reached(at_moment: Stage) -> None:

@@ -55,8 +55,8 @@ defaults
     timeout connect 5s
     timeout client 10s
     timeout server 10s
-    option splice-request
-    option splice-response
+    {splice} splice-request
+    {splice} splice-response
 listen four
     bind 127.0.0.1:8280
     server vip 203.0.113.1:80 check inter 500ms
@@ -69,8 +69,8 @@ listen six
 class Proxies:
     """nginx, HAProxy and two dnsmasq in one namespace, each with a VIP behind it."""
 
-    def __init__(self, space: Namespace, directory: Path) -> None:
-        self.space = space
+    def __init__(self, space: Namespace, directory: Path, *, splice: bool = True) -> None:
+        self.space, self.splice = space, splice
         self.directory = directory / f"proxies-{space.name}"
         self.directory.mkdir(mode=0o755)
         self.running: list[Process] = []
@@ -83,7 +83,8 @@ class Proxies:
         """Start them, and wait until HTTP is answered."""
         d = self.directory
         (d / "nginx.conf").write_text(NGINX.format(directory=d))
-        (d / "haproxy.cfg").write_text(HAPROXY.format(directory=d))
+        splice = "option" if self.splice else "no option"
+        (d / "haproxy.cfg").write_text(HAPROXY.format(directory=d, splice=splice))
         argvs = [
             ["nginx", "-p", str(d), "-c", str(d / "nginx.conf"), "-e", str(d / "nginx-error.log")],
             ["haproxy", "-W", "-db", "-f", str(d / "haproxy.cfg")],

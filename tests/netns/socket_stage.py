@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shunt.kern import cgroup
 from shunt.lab.netns import Namespace
-from tests.netns.socket_node import BE1, BE2, NOWHERE, SIX, SIX1, SIX2, Node, a_node
+from tests.netns.socket_node import BE1, BE2, NOWHERE, SERVICES, SIX, SIX1, SIX2, Node, a_node
 from tests.netns.socket_programs import Proxies
 
 MOMENTS = ("running", "stopped", "killed", "started again")
@@ -23,14 +23,18 @@ MOMENTS = ("running", "stopped", "killed", "started again")
 class Stage:
     """The node with `sockets: host` or `all`, and the namespace whose programs are covered."""
 
-    def __init__(self, node: Node, scope: str, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, node: Node, scope: str, stack: contextlib.ExitStack, *, redirected: bool
+    ) -> None:
         self.node, self.scope, self._stack = node, scope, stack
+        self.redirected = redirected
         self.group = cgroup.root() / f"shunt-test-{os.getpid()}-{scope}"
         self.group.mkdir()
         stack.callback(self._leave)
         covered = node.here if scope == "host" else node.guest
         self.space: Namespace = Grouped(covered.name, self.group)
-        self.proxies = Proxies(self.space, node.directory)
+        # What is redirected is not to be had by splice(): docs/operations.md.
+        self.proxies = Proxies(self.space, node.directory, splice=not redirected)
         self.moment = MOMENTS[0]
 
     def _leave(self) -> None:
@@ -40,6 +44,11 @@ class Stage:
                 break
             time.sleep(0.1)
         self.group.rmdir()
+
+    def events(self) -> dict[str, int]:
+        """What became of streams, so far."""
+        found: dict[str, int] = self.node.json("status")["sockets"]["streams"]["events"]
+        return found
 
     def go_to(self, moment: str) -> None:
         """Forwards alone."""
@@ -108,12 +117,17 @@ def contained(stage: Stage) -> None:
 
 
 @contextlib.contextmanager
-def a_stage(name: str, scope: str) -> Iterator[Stage]:
-    """shuntd runs there."""
+def a_stage(name: str, kind: str) -> Iterator[Stage]:
+    """shuntd runs there, with `sockets: host` or `all`; or, `redirected`, with `host`, and the
+    streams of its web servers redirected."""
     with a_node(name) as node, contextlib.ExitStack() as stack:
         node.here.sysctl({"ipv6.conf.all.forwarding": 1})  # the neighbour's way to the backends
+        redirected = kind == "redirected"
+        scope = "host" if redirected else kind
         node.settings(sockets=scope)
-        found = Stage(node, scope, stack)
+        for service in ("web", "six") if redirected else ():
+            node.write(service, {"name": service, **SERVICES[service], "redirect": "on"})
+        found = Stage(node, scope, stack, redirected=redirected)
         contained(found)
         node.start()
         yield found
