@@ -54,7 +54,7 @@ def test_client(stage: Stage, moment: str, language: str) -> None:
 @pytest.mark.parametrize("language", ["go", "java"])
 def test_that_a_client_can_fail(stage: Stage, language: str) -> None:
     """It fails where its namespace is not covered, and where it sees another peer."""
-    stage.node.settings(sockets="off")
+    stage.uncover()
     try:
         assert stage.space.run(*COMMANDS[language], NOWHERE, check=False).returncode == 1
     finally:

@@ -30,12 +30,6 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         yield found
 
 
-@pytest.fixture(scope="module", params=MOMENTS)
-def at_moment(request: pytest.FixtureRequest, stage: Stage) -> Stage:
-    stage.go_to(request.param)
-    return stage
-
-
 def answer_of(space: Namespace, program: str, ip: int) -> set[str] | str:
     """Who answered it, or what went wrong."""
     try:
@@ -44,33 +38,32 @@ def answer_of(space: Namespace, program: str, ip: int) -> set[str] | str:
         return f"{type(e).__name__}: {e}"
 
 
-def test_programs(at_moment: Stage) -> None:
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_programs(stage: Stage, moment: str) -> None:
+    stage.go_to(moment)
     asked = [(program, ip) for program in PROGRAMS for ip in (4, 6)]
     with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(lambda one: answer_of(at_moment.space, *one), asked)
+        answers = pool.map(lambda one: answer_of(stage.space, *one), asked)
         found = dict(zip(asked, answers, strict=True))
     assert {one: said for one, said in found.items() if isinstance(said, str)} == {}
     assert set().union(*found.values()) == {"be1", "be2"}
     # By splice(): it has pipes, and lets go of them.
-    free = int(at_moment.proxies.haproxy("show info")["PipesFree"])
-    assert (free > 0) != at_moment.redirected
-    if at_moment.redirected and at_moment.moment in ("running", "started again"):
-        events = at_moment.events()
+    free = int(stage.proxies.haproxy("show info")["PipesFree"])
+    assert (free > 0) != stage.redirected
+    if stage.redirected and stage.moment in ("running", "started again"):
+        events = stage.events()
         assert events["PAIRED"] > 0
         assert events["REDIRECTED"] > 0
-
-
-def test_all_backends_are_reached(at_moment: Stage) -> None:
     for program in ("curl", "dig"):
         seen = set[str]()
         for _ in range(ROUNDS):
-            seen |= PROGRAMS[program](at_moment.space, 4)
+            seen |= PROGRAMS[program](stage.space, 4)
         assert seen == {"be1", "be2"}
 
 
 def test_this_file_can_fail(stage: Stage) -> None:
     """Where they are not covered, none of the VIPs is to be had."""
     stage.go_to(MOMENTS[-1])
-    stage.node.settings(sockets="off")
+    stage.uncover()
     done = stage.space.run("curl", "-sS", "-m", "2", f"http://{NOWHERE}/", check=False)
     assert done.returncode in {7, 28}

@@ -48,6 +48,7 @@ http {{
 # Every byte by way of a pipe, in both directions, if the kernel lets it.
 HAPROXY = """\
 global
+    maxconn 1000
     maxpipes 64
     stats socket {directory}/haproxy.sock mode 600 level admin
 defaults

@@ -17,6 +17,7 @@ from shunt.lab.netns import Namespace
 from tests.netns.socket_node import BE1, BE2, NOWHERE, SERVICES, SIX, SIX1, SIX2, Node, a_node
 from tests.netns.socket_programs import Proxies
 
+STREAMED = ("web", "six")  # services
 MOMENTS = ("running", "stopped", "killed", "started again")
 
 
@@ -49,6 +50,18 @@ class Stage:
         """What became of streams, so far."""
         found: dict[str, int] = self.node.json("status")["sockets"]["streams"]["events"]
         return found
+
+    def uncover(self) -> None:
+        """Nothing is translated at sockets, and nothing redirected, until `node.settings()`."""
+        if self.redirected:
+            self.redirected = False
+            for service in STREAMED:
+                self.node.write(service, {"name": service, **SERVICES[service]})
+            self.node.until(
+                lambda: not any(self.node.json("service", "show", s)["redirect"] for s in STREAMED),
+                "in force",
+            )
+        self.node.settings(sockets="off")
 
     def go_to(self, moment: str) -> None:
         """Forwards alone."""
@@ -125,9 +138,11 @@ def a_stage(name: str, kind: str) -> Iterator[Stage]:
         redirected = kind == "redirected"
         scope = "host" if redirected else kind
         node.settings(sockets=scope)
-        for service in ("web", "six") if redirected else ():
+        for service in STREAMED if redirected else ():
             node.write(service, {"name": service, **SERVICES[service], "redirect": "on"})
         found = Stage(node, scope, stack, redirected=redirected)
-        contained(found)
+        # Both ends of a stream have to be seen, and the servers are in no group of their own.
+        if not redirected:
+            contained(found)
         node.start()
         yield found
