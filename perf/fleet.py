@@ -198,7 +198,7 @@ class Shuntd:
             except FileNotFoundError:  # closed meanwhile
                 continue
             rows = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-            if "map_id" in rows:
+            if "memlock" in rows and "map_id" in rows:  # links of iterators name maps, too
                 found[rows["map_id"]] = int(rows["memlock"])
         return sum(found.values()) / 2**20
 
