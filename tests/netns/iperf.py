@@ -8,9 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shunt.lab.netns import Namespace
 
 LISTEN = 5201
+TRANSFERS = pytest.mark.parametrize(
+    "options", [("-n", "20M"), ("-u", "-b", "20M", "-n", "2M", "-l", "1200")]
+)
 
 
 def measure(
@@ -30,3 +35,14 @@ def measure(
     said = json.loads(done.stdout)
     assert "error" not in said, said["error"]
     return said["end"]
+
+
+def arrives(
+    client: Namespace, server: Namespace, log: Path, vip: str, port: int, *options: str
+) -> None:
+    """One of TRANSFERS does."""
+    said = measure(client, server, log, vip, port, *options)
+    if "-u" in options:
+        assert said["sum"]["lost_packets"] < said["sum"]["packets"] / 10
+    else:
+        assert said["sum_received"]["bytes"] >= 0.5 * said["sum_sent"]["bytes"] >= 0.5 * (20 << 20)
