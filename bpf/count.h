@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "likely.h"
 
 #define PERCPU_MAP(NAME, VALUE, ENTRIES)                 \
 	struct {                                         \
@@ -20,7 +21,7 @@ static __always_inline void count(void *map, __u32 index, __u32 bytes)
 {
 	struct count *n = bpf_map_lookup_elem(map, &index);
 
-	if (n) {
+	if (likely(n)) {
 		n->packets++;
 		n->bytes += bytes;
 	}

@@ -52,9 +52,14 @@ static __always_inline __u8 backend_flags(__u32 id)
 	return b ? READ_ONCE(b->flags) : 0;
 }
 
+static __always_inline bool gets_packets(__u8 flags)
+{
+	return (flags & (BACKEND_KNOWN | BACKEND_UP)) == (BACKEND_KNOWN | BACKEND_UP);
+}
+
 static __always_inline bool is_up(__u32 id)
 {
-	return (backend_flags(id) & (BACKEND_KNOWN | BACKEND_UP)) == (BACKEND_KNOWN | BACKEND_UP);
+	return gets_packets(backend_flags(id));
 }
 
 static __always_inline __u64 idle_limit(__u8 state, __u64 idle_ns)

@@ -21,6 +21,7 @@
 #define SHUNT_FLOW_TABLE_H
 
 #include "abi.h"
+#include "likely.h"
 #include "memory.h"
 
 static __always_inline __u64 flow_word(__u32 backend, __u32 state, __u64 now_ns)
@@ -85,13 +86,13 @@ static __always_inline int flow_find(void *table, __u32 mask, const struct flow_
 		__u32 distance = flow_distance(near);
 		__u64 word;
 
-		if ((flow_near(hash, 0) ^ near) >> FLOW_DISTANCE_BITS & FLOW_TAG_MASK)
+		if (unlikely((flow_near(hash, 0) ^ near) >> FLOW_DISTANCE_BITS & FLOW_TAG_MASK))
 			continue;
-		line = line_at(table, (hash + distance) & mask);
+		line = unlikely(distance) ? line_at(table, (hash + distance) & mask) : home;
 		if (!line)
 			return 0;
 		word = READ_ONCE(line->word);
-		if (flow_state(word) < FLOW_OPENING || !same_key(&line->key, key))
+		if (unlikely(flow_state(word) < FLOW_OPENING || !same_key(&line->key, key)))
 			continue;
 		/* Between the two reads the line may have become another flow's. */
 		if ((READ_ONCE(line->word) ^ word) & FLOW_BACKEND_MASK)

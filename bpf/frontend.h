@@ -80,7 +80,8 @@ static __always_inline __u32 find_frontend(const struct flow_key *key, __u32 tai
 			/* Key and service in one load, as they are written. Little-endian. */
 			__u64 last = READ_ONCE(words[2]);
 
-			if ((__u32)last == tail && words[0] == vip[0] && words[1] == vip[1]) {
+			if (likely((__u32)last == tail) && words[0] == vip[0] &&
+			    words[1] == vip[1]) {
 				*shortcut = READ_ONCE(words[3]);
 				return last >> 32 & ((1 << SVC_REACH_SHIFT) - 1);
 			}

@@ -16,8 +16,7 @@
  * identifier among nat's. */
 static __always_inline bool may_be_reply(const struct flow_key *key)
 {
-	return (AT_TC && key->proto == IPPROTO_SCTP) ||
-	       (__u16)(bpf_ntohs(key->dport) - config.nat_port_min) < config.nat_port_count;
+	return (AT_TC && key->proto == IPPROTO_SCTP) || is_port_of_nat(key);
 }
 
 static __always_inline bool may_be_ours(const struct flow_key *key)

@@ -13,6 +13,8 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
+#include "likely.h"
+
 #define IP_MF	  0x2000
 #define IP_DF	  0x4000
 #define IP_OFFSET 0x1fff

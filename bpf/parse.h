@@ -109,7 +109,7 @@ static __always_inline bool parse_ipv4(void *from, void *to, struct packet *pkt,
 	pkt->key.proto = ip->protocol;
 	map_ipv4(pkt->key.saddr, ip->saddr);
 	map_ipv4(pkt->key.daddr, ip->daddr);
-	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)) {
+	if (unlikely(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))) {
 		pkt->fragment_id = ip->id;
 		pkt->first = !(ip->frag_off & bpf_htons(IP_OFFSET));
 		*why = REASON_PASS_FRAGMENT;
@@ -211,9 +211,9 @@ static __always_inline bool parse_ports(struct CONTEXT *ctx, void *from, void *t
 {
 	__u32 offset = pkt->l4, header = sizeof(struct udphdr);
 
-	if (offset > MAX_L4_OFFSET)
+	if (unlikely(offset > MAX_L4_OFFSET))
 		return false;
-	if (pkt->key.proto == IPPROTO_TCP) {
+	if (likely(pkt->key.proto == IPPROTO_TCP)) {
 		struct tcphdr *tcp = from + offset;
 
 		if ((void *)(tcp + 1) > to)
@@ -258,7 +258,7 @@ static __always_inline bool parse(struct CONTEXT *ctx, void *from, void *to, str
 	*why = REASON_PASS_NOT_IP;
 	if (from + ETH_HLEN > to)
 		return false;
-	if (eth_type(from) == bpf_htons(ETH_P_IP)) {
+	if (likely(eth_type(from) == bpf_htons(ETH_P_IP))) {
 		if (!parse_ipv4(from, to, pkt, why))
 			return false;
 	} else if (eth_type(from) == bpf_htons(ETH_P_IPV6)) {
@@ -267,12 +267,17 @@ static __always_inline bool parse(struct CONTEXT *ctx, void *from, void *to, str
 	} else {
 		return false;
 	}
-	if (!has_ports(pkt->key.proto)) {
+	if (unlikely(!has_ports(pkt->key.proto))) {
 		*why = REASON_PASS_NOT_OURS;
 		return false;
 	}
 	*why = REASON_PASS_MALFORMED;
 	return parse_ports(ctx, from, to, pkt);
+}
+
+static __always_inline bool is_port_of_nat(const struct flow_key *key)
+{
+	return (__u16)(bpf_ntohs(key->dport) - config.nat_port_min) < config.nat_port_count;
 }
 
 /* A SYN that opens a connection, or an INIT that opens an association. */

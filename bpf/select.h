@@ -84,24 +84,49 @@ static __always_inline enum mode shortcut_mode(__u64 shortcut)
 	return shortcut >> SHORTCUT_MODE_SHIFT & 3;
 }
 
-/* The backend of a packet that falls on a settled slot, where a shortcut leads to it; otherwise 0. */
-static __always_inline __u32 settled_owner(const struct packet *pkt, __u32 svc_id, __u64 shortcut)
+/* The backend of a packet whose flow stands at its home and neither begins nor ends: the commonest on a
+ * slot that is not settled. 0: track() has to look. */
+static __always_inline __u32 under_way(const struct packet *pkt)
+{
+	struct flow_line *home = line_at(&flows, pkt->hash & config.flows_mask);
+	__u64 word;
+
+	if (unlikely(pkt->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) || !home)
+		return 0;
+	word = READ_ONCE(home->word);
+	if (unlikely(!same_key(&home->key, &pkt->key)) || flow_state(word) != FLOW_CONFIRMED ||
+	    older((now_ns() >> FLOW_TICK_SHIFT) - flow_seen(word), TOUCH_NS))
+		return 0;
+	/* As in flow_find(). */
+	return (READ_ONCE(home->word) ^ word) & FLOW_BACKEND_MASK ? 0 : flow_backend(word);
+}
+
+/* The backend where a shortcut leads to the packet's slot, and the slot or a flow that is under way
+ * says all; otherwise NULL. */
+static __always_inline struct backend_val *backend_at_once(const struct packet *pkt, __u32 svc_id,
+							   __u64 shortcut, __u32 *id)
 {
 	__u32 first = (__u32)(shortcut >> REGION_LOG2_BITS) &
 		      ((1U << (SHORTCUT_MODE_SHIFT - REGION_LOG2_BITS)) - 1);
 	__u32 log2 = shortcut & ((1 << REGION_LOG2_BITS) - 1), slot;
+	struct backend_val *b;
 	struct slot_val *s;
 	__u64 word;
 
-	if (shortcut >> SHORTCUT_SVC_SHIFT != svc_id)
-		return 0;
+	if (unlikely(shortcut >> SHORTCUT_SVC_SHIFT != svc_id))
+		return NULL;
 	s = slot_of(pkt, first, log2, &slot);
 	word = s ? READ_ONCE(s->word) : 0;
-	if (!word || !is_settled(word))
-		return 0;
+	if (!word)
+		return NULL;
+	/* Whoever explains a packet is shown all that choose() asks of a moving slot. */
+	*id = is_settled(word) ? word & SLOT_BACKEND_MASK : DRY_RUN ? 0 : under_way(pkt);
+	b = bpf_map_lookup_elem(&backends, id);
+	if (unlikely(!b || !gets_packets(b->flags)))
+		return NULL;
 	step(STEP_SERVICE, shortcut_mode(shortcut), 0);
 	step_slot(pkt, log2, slot, word);
-	return word & SLOT_BACKEND_MASK;
+	return b;
 }
 
 #endif

@@ -101,7 +101,7 @@ static __always_inline bool find_hop(struct xdp_md *ctx, const struct backend_va
 	/* MAC and MTU change together, so they are read together. Little-endian. */
 	__u64 word = nh ? READ_ONCE(*(__u64 *)nh) : 0;
 
-	if (!(word << 16)) {
+	if (unlikely(!(word << 16))) {
 		struct hop found; /* so that `hop` itself can stay in registers */
 
 		if (!fib_hop(ctx, b, ip_len, &found))
@@ -125,7 +125,7 @@ static __always_inline bool find_hop(struct xdp_md *ctx, const struct backend_va
 static __always_inline struct verdict send(struct xdp_md *ctx, const struct packet *pkt,
 					   const struct hop *hop)
 {
-	if (hop->tags && !tag(ctx, pkt, hop->tags))
+	if (unlikely(hop->tags) && !tag(ctx, pkt, hop->tags))
 		return verdict(XDP_DROP, REASON_DROP_NO_HEADROOM);
 	/* XDP_TX from a bond leaves by the part that the bond chooses. */
 	return verdict(hop->ifindex == came_in_by(ctx) ? XDP_TX : bpf_redirect(hop->ifindex, 0),
@@ -142,7 +142,7 @@ static __always_inline struct verdict send_l2(struct xdp_md *ctx, const struct p
 {
 	void *frame;
 
-	if (pkt->ip_len > hop->mtu)
+	if (unlikely(pkt->ip_len > hop->mtu))
 		return too_big(ctx, pkt, hop->mtu);
 	if (!decrement_ttl(ctx, pkt->ipv6))
 		return verdict(XDP_DROP, REASON_DROP_TTL_EXPIRED);
@@ -245,7 +245,7 @@ static __always_inline struct verdict send_ipip(struct xdp_md *ctx, const struct
 	__u32 outer = outer_size(b);
 	struct ethhdr *eth;
 
-	if (pkt->ip_len + outer > hop->mtu)
+	if (unlikely(pkt->ip_len + outer > hop->mtu))
 		return verdict_of(outer_too_big(ctx, pkt, b, hop->mtu - outer));
 	if (outer6) {
 		if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct ipv6hdr)))

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 
+#include "likely.h"
 #include "maps.h"
 #include "memory.h"
 #include "step.h"
@@ -27,7 +28,7 @@ static __always_inline __u64 now_ns(void)
 	if (config.test_clock)
 		return READ_ONCE(test_now_ns);
 	jiffy = bpf_jiffies64();
-	if (jiffy != READ_ONCE(clock_jiffy)) {
+	if (unlikely(jiffy != READ_ONCE(clock_jiffy))) {
 		WRITE_ONCE(clock_ns, bpf_ktime_get_coarse_ns());
 		WRITE_ONCE(clock_jiffy, jiffy);
 	}
@@ -166,9 +167,9 @@ static __always_inline int leave(struct CONTEXT *ctx, struct verdict v, __u32 le
 	if (DRY_RUN)
 		return v.action;
 	count(&reasons, v.reason, len);
-	if (v.svc && !v.backend)
+	if (unlikely(v.svc && !v.backend))
 		count(&svc_stats, bpf_get_smp_processor_id() * config.services + v.svc, len);
-	if (v.action == XDP_DROP) {
+	if (unlikely(v.action == XDP_DROP)) {
 		struct verdict dropped = v; /* so that `v` itself can stay in registers */
 
 		take_sample(ctx, &dropped);

@@ -70,20 +70,20 @@ static __always_inline struct verdict balance(struct xdp_md *ctx, struct packet 
 					      __u64 shortcut)
 {
 	enum mode mode = shortcut_mode(shortcut);
-	__u32 id = settled_owner(pkt, svc_id, shortcut), outer;
-	struct backend_val *b;
+	__u32 id, outer;
+	struct backend_val *b = backend_at_once(pkt, svc_id, shortcut, &id);
 	struct verdict v;
 	struct hop hop;
 
-	if (!id) {
+	if (!b) {
 		if (!choose(ctx, pkt, svc_id, &id, &mode, &v))
 			return v;
 		if (!id)
 			return refuse(ctx, pkt);
+		b = bpf_map_lookup_elem(&backends, &id);
+		if (!b || !(b->flags & BACKEND_KNOWN))
+			return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 	}
-	b = bpf_map_lookup_elem(&backends, &id);
-	if (!b || !(b->flags & BACKEND_KNOWN))
-		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 	step(STEP_BACKEND, id, b->flags);
 	count_backend(id, pkt->len);
 	outer = mode == MODE_DSR_IPIP ? outer_size(b) : 0;
@@ -126,14 +126,14 @@ static __always_inline struct verdict decide(struct xdp_md *ctx, void *from, voi
 	enum reason why;
 	__u32 svc_id;
 
-	if (!parse(ctx, from, to, pkt, &why))
+	if (unlikely(!parse(ctx, from, to, pkt, &why)))
 		return decide_other(ctx, pkt, why);
 	step(STEP_PORT, is_served(&pkt->key), 0);
-	if (!is_served(&pkt->key))
+	if (unlikely(!is_served(&pkt->key)))
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
 	pkt->frontend = frontend_hash(&pkt->key, pkt->ipv6, dport_proto_scope(&pkt->key));
 	pkt->hash = flow_hash(&pkt->key, pkt->ipv6, pkt->frontend);
-	if ((__u16)(bpf_ntohs(pkt->key.dport) - config.nat_port_min) < config.nat_port_count) {
+	if (unlikely(is_port_of_nat(&pkt->key))) {
 		enum replied found = nat_reply(ctx, pkt, &reply);
 
 		if (found == REPLY_DECIDED)
@@ -160,7 +160,7 @@ static __always_inline struct verdict handle(struct xdp_md *ctx, struct packet *
 	/* clang 14 would spill half of a packet pointer (as in take_sample()). */
 	asm volatile("" : "+r"(from), "+r"(to));
 	pkt->len = to - from;
-	if (is_tagged(from, to)) {
+	if (unlikely(is_tagged(from, to))) {
 		if (!untag(ctx, pkt))
 			return verdict(XDP_PASS, REASON_PASS_MALFORMED);
 		from = at(ctx, 0);
@@ -168,18 +168,19 @@ static __always_inline struct verdict handle(struct xdp_md *ctx, struct packet *
 		asm volatile("" : "+r"(from), "+r"(to));
 	}
 	v = decide(ctx, from, to, pkt);
-	if (pkt->first && (sent_on(v.reason) || v.reason == REASON_PASS_TO_FRAGMENT))
+	if (unlikely(pkt->first) && (sent_on(v.reason) || v.reason == REASON_PASS_TO_FRAGMENT))
 		remember_first(pkt, v.svc, v.backend);
-	return pkt->tag[0] ? retag(ctx, pkt, v) : v;
+	return unlikely(pkt->tag[0]) ? retag(ctx, pkt, v) : v;
 }
 
 SEC("xdp")
 int shunt_lb(struct xdp_md *ctx)
 {
-	struct packet pkt = {};
+	struct packet pkt;
 	struct verdict v;
 
 	bpf_tail_call_static(ctx, &hooks, HOOK_ENTRY);
+	pkt = (struct packet){}; /* not before the call, which would need all of it written */
 	v = handle(ctx, &pkt);
 	return leave(ctx, v, pkt.len);
 }

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs with one deliberate defect each, built from the real source with one phrase changed.
 
-A check that has never failed proves nothing: these are what the flow-keeping test must catch.
-The
+A check that has never failed proves nothing: these are what the flow-keeping test must catch. The
 objects are built by `make build`, so that a machine without clang can run the test.
 """
 
@@ -45,6 +44,16 @@ PROGRAM_DEFECTS = {
         "bpf/flow.h",
         "!(flags & BACKEND_KNOWN))",
         "!is_up(id))",
+    ),
+    "a busy flow's time is not written": (
+        "bpf/select.h",
+        "flow_state(word) != FLOW_CONFIRMED ||",
+        "flow_state(word) != FLOW_CONFIRMED || 0 &&",
+    ),
+    "a flow under way follows a backend that gets no packets": (
+        "bpf/select.h",
+        "if (unlikely(!b || !gets_packets(b->flags)))",
+        "if (unlikely(!b))",
     ),
 }
 
