@@ -337,9 +337,9 @@ struct flow_line {	 /* map flows, by line; mmap-ed: bpf/flow_table.h */
 
 /* What TC has seen of a flow: bits that are only ever added, in both of its entries, so that it
  * matters neither which processor was first nor which entry is looked at: bpf/track.h. Those that
- * say broken are taken away by the side that they are of. */
+ * say broken are taken away by the side that they are of; NAT_TRACKED by XDP, if the flow goes on there. */
 enum nat_track {
-	NAT_TRACKED = 1,      /* TC made the flow; without it the other bits mean nothing */
+	NAT_TRACKED = 1,      /* TC made the flow, and saw all of it; without it the other bits mean nothing */
 	NAT_ANSWERED = 2,     /* by the backend; TCP: SYN-ACK; SCTP: INIT ACK */
 	NAT_ASSURED = 4,      /* a packet of the client came after that; TCP, SCTP: established */
 	NAT_ENDED_CLIENT = 8, /* FIN, SHUTDOWN */

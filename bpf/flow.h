@@ -9,6 +9,7 @@
 #ifndef SHUNT_FLOW_H
 #define SHUNT_FLOW_H
 
+#include "backend.h"
 #include "parse.h"
 
 static __always_inline struct flow_line *line_at(void *table, __u32 index)
@@ -43,23 +44,6 @@ struct place { /* where a packet falls in the tables */
 static __always_inline bool keeps_state(const struct place *p)
 {
 	return p->state != SLOT_SETTLED || p->flags & SVC_AFFINITY;
-}
-
-static __always_inline __u8 backend_flags(__u32 id)
-{
-	struct backend_val *b = id ? bpf_map_lookup_elem(&backends, &id) : NULL;
-
-	return b ? READ_ONCE(b->flags) : 0;
-}
-
-static __always_inline bool gets_packets(__u8 flags)
-{
-	return (flags & (BACKEND_KNOWN | BACKEND_UP)) == (BACKEND_KNOWN | BACKEND_UP);
-}
-
-static __always_inline bool is_up(__u32 id)
-{
-	return gets_packets(backend_flags(id));
 }
 
 static __always_inline __u64 idle_limit(__u8 state, __u64 idle_ns)

@@ -54,6 +54,24 @@ static __noinline void move_last_hop(const struct flow_key *to, struct nat_fwd_v
 	fwd->from = *hop;
 }
 
+/* A flow that TC has made goes on here: from now on TC does not judge it, of which it has not seen all.
+ * `to` is the tuple that the packet gets; `back`: whether it is a reply. */
+static __noinline void leave_untracked(const struct packet *pkt, const struct flow_key *to,
+				       bool back)
+{
+	struct flow_key key __attribute__((aligned(8)));
+	struct nat_fwd_val *fwd;
+	struct nat_rev_val *rev;
+
+	reverse(to, &key);
+	fwd = bpf_map_lookup_elem(&nat_fwd, back ? &key : &pkt->key);
+	rev = bpf_map_lookup_elem(&nat_rev, back ? &pkt->key : &key);
+	if (fwd)
+		__sync_fetch_and_and(&fwd->track, ~NAT_TRACKED);
+	if (rev)
+		__sync_fetch_and_and(&rev->track, ~NAT_TRACKED);
+}
+
 enum recalled { RECALLED, RECALLED_NONE, RECALLED_ENDED };
 
 static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct packet *pkt,
@@ -77,14 +95,16 @@ static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct
 		return RECALLED_NONE;
 	if (!(b->flags & BACKEND_KNOWN))
 		return RECALLED_ENDED;
-	if (pkt->key.proto == IPPROTO_UDP || opens(pkt)) {
-		/* A flow that may begin anew does not stay with a backend that is down; an
-		 * established connection has nowhere else to go. */
-		if (!(b->flags & BACKEND_UP) || fwd->state == FLOW_CLOSING)
-			return RECALLED_ENDED;
-	}
+	/* A flow that may begin anew does not stay with a backend that is down; an established connection
+	 * has nowhere else to go. */
+	if (may_begin(pkt) && !(b->flags & BACKEND_UP))
+		return RECALLED_ENDED;
+	if (opens(pkt) && pair_over(fwd, &t->to))
+		return RECALLED_ENDED;
 	if (DRY_RUN)
 		return RECALLED;
+	if (unlikely(fwd->track & NAT_TRACKED))
+		leave_untracked(pkt, &t->to, false);
 	note_client(fwd, pkt);
 	now = now_ns();
 	if ((__s64)(now - fwd->seen_ns) > (__s64)TOUCH_NS)
@@ -160,6 +180,10 @@ static __noinline enum replied nat_reply(struct xdp_md *ctx, const struct packet
 	step(STEP_NAT_REPLY, rev ? 1 : 0, rev ? rev->svc : 0);
 	if (!rev || is_left_to_tc(rev, pkt->key.proto))
 		return REPLY_NONE;
+	if (!DRY_RUN && unlikely(rev->track & NAT_TRACKED)) {
+		s->to.scope = SCOPE_EXTERNAL;
+		leave_untracked(pkt, &s->to, true);
+	}
 	if (!DRY_RUN)
 		note_backend(rev, pkt);
 	now = now_ns();

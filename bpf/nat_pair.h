@@ -207,19 +207,21 @@ static __noinline bool nat_adopt(const struct packet *pkt, struct translation *t
 /* Whether it is none that a side sends that has reset the connection: see bpf/track.h. */
 static __always_inline bool goes_on(const struct packet *pkt)
 {
-	return (pkt->tcp_flags & (TCP_SYN | TCP_RST | TCP_FIN | TCP_ACK)) ==
-	       (pkt->key.proto == IPPROTO_SCTP ? 0 : TCP_ACK);
+	if (pkt->key.proto == IPPROTO_SCTP)
+		return !(pkt->tcp_flags & (TCP_SYN | TCP_RST | TCP_FIN | TCP_ACK));
+	return (pkt->tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK; /* a FIN, too */
 }
 
 /* What a client's packet says of a flow's state, */
 static __always_inline void note_client(struct nat_fwd_val *fwd, const struct packet *pkt)
 {
+	if (fwd->closed & NAT_RST && goes_on(pkt)) {
+		fwd->closed &= ~NAT_RST;
+		fwd->state = fwd->closed ? FLOW_CLOSING : FLOW_CONFIRMED;
+	}
 	if (closes(pkt)) {
 		fwd->state = FLOW_CLOSING;
 		fwd->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_CLIENT;
-	} else if (fwd->closed & NAT_RST && goes_on(pkt)) {
-		fwd->closed &= ~NAT_RST;
-		fwd->state = fwd->closed ? FLOW_CLOSING : FLOW_CONFIRMED;
 	} else if (fwd->state == FLOW_OPENING && !opens(pkt)) {
 		fwd->state = FLOW_CONFIRMED;
 	}
@@ -228,10 +230,25 @@ static __always_inline void note_client(struct nat_fwd_val *fwd, const struct pa
 /* and one of its backend's. */
 static __always_inline void note_backend(struct nat_rev_val *rev, const struct packet *pkt)
 {
+	if (rev->closed & NAT_RST && goes_on(pkt))
+		rev->closed &= ~NAT_RST;
 	if (closes(pkt))
 		rev->closed |= pkt->tcp_flags & TCP_RST ? NAT_RST : NAT_FIN_BACKEND;
-	else if (rev->closed & NAT_RST && goes_on(pkt))
-		rev->closed &= ~NAT_RST;
+}
+
+/* Whether both sides have closed a flow, or one has broken it, so that a SYN in its tuple is another's:
+ * as track_over() has it, of a flow that TC does not judge. `to` is the tuple as it leaves. */
+static __noinline bool pair_over(const struct nat_fwd_val *fwd, const struct flow_key *to)
+{
+	const __u8 both = NAT_FIN_CLIENT | NAT_FIN_BACKEND;
+	struct flow_key key __attribute__((aligned(8)));
+	struct nat_rev_val *rev;
+	__u8 closed;
+
+	reverse(to, &key);
+	rev = bpf_map_lookup_elem(&nat_rev, &key);
+	closed = fwd->closed | (rev ? rev->closed : 0);
+	return closed & NAT_RST || (closed & both) == both;
 }
 
 /* Removes a flow that has ended, so that a new one may take its tuple. */

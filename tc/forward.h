@@ -64,7 +64,6 @@ static __noinline enum known recall_flow(const struct packet *pkt, struct transl
 	struct backend_val *b;
 	__u64 word;
 	__u32 bits;
-	bool over;
 
 	if (!fwd)
 		return KNOWN_NOT;
@@ -85,8 +84,9 @@ static __noinline enum known recall_flow(const struct packet *pkt, struct transl
 	if (!(b->flags & BACKEND_KNOWN))
 		return KNOWN_ENDED;
 	/* As in XDP: what may begin anew does not stay with a backend that is down. */
-	over = bits & NAT_TRACKED ? track_over(bits) : fwd->state == FLOW_CLOSING;
-	if (may_begin(pkt) && (over || !(b->flags & BACKEND_UP)))
+	if (may_begin(pkt) && !(b->flags & BACKEND_UP))
+		return KNOWN_ENDED;
+	if (opens(pkt) && (bits & NAT_TRACKED ? track_over(bits) : pair_over(fwd, &t->to)))
 		return KNOWN_ENDED;
 	return go_on(fwd, pkt, &t->to, bits, s) ? KNOWN : KNOWN_REFUSED;
 }

@@ -111,6 +111,13 @@ def tc(translator: Translator) -> Translator:
 
 
 @pytest.fixture
+def program(hook: str, request: pytest.FixtureRequest) -> Balancer:
+    """By a test's parameter `hook`: the balancer, or TC's programs."""
+    found: Balancer = request.getfixturevalue({"xdp": "lb", "tc": "tc"}[hook])
+    return found
+
+
+@pytest.fixture
 def make_node() -> Iterator[Callable[..., BackendNode]]:
     """The programs of a backend, as often as needed."""
     made: list[BackendNode] = []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -132,6 +133,17 @@ def either(proto: int, src: str, dst: str, **fields: Any) -> Packet:
     if proto == _SCTP:
         return sctp(src, dst, **fields)
     return tcp(src, dst, **fields) if proto == _TCP else udp(src, dst, **fields)
+
+
+@cache
+def packed(
+    proto: int, src: str, dst: str, flags: str, sport: int, dport: int, payload: bytes = b""
+) -> bytes:
+    """A frame's bytes, for who sends it often. `flags` are TCP's, or SCTP's chunks."""
+    fields: dict[str, Any] = {"sport": sport, "dport": dport, "payload": payload}
+    if proto == _UDP:
+        return bytes(udp(src, dst, **fields))
+    return bytes((tcp if proto == _TCP else sctp)(src, dst, flags, **fields))
 
 
 def verify(frame: bytes) -> Packet:

@@ -231,15 +231,32 @@ def test_a_reset_does_not_count_if_the_same_side_goes_on(version: int, lb: Balan
 
 
 @versions
-def test_the_tuple_of_an_ended_flow_opens_a_new_one(version: int, lb: Balancer) -> None:
+@pytest.mark.parametrize(
+    ("client", "backend", "over"),
+    [
+        (("FA",), ("FA",), True),
+        (("R",), (), True),
+        ((), ("RA",), True),
+        (("FA",), (), False),  # the answer may be a long one
+        ((), ("FA",), False),
+        (("R", "FA"), (), False),  # the reset did not count
+    ],
+)
+def test_the_tuple_of_an_ended_flow_opens_a_new_one(
+    version: int, client: tuple[str, ...], backend: tuple[str, ...], over: bool, lb: Balancer
+) -> None:
     service = nat(lb, version)
-    lb.run(tcp(*ENDS[version]))
-    lb.run(tcp(*ENDS[version], "FA"))
+    sent = forwarded(lb.run(tcp(*ENDS[version])))
+    for flags in client:
+        lb.run(tcp(*ENDS[version], flags))
+    for flags in backend:
+        returned(lb.run(answer_to(sent, flags=flags)))
     service.set_slots(service.backends[1])
     out = lb.run(tcp(*ENDS[version]))
-    assert network(forwarded(out)).dst == BACKENDS[version][1]
-    assert out.events == {Event.NAT_CREATED: 1}
-    assert state(lb) == (Flow.OPENING, 0, 0)
+    assert network(forwarded(out)).dst == BACKENDS[version][over]
+    assert out.events == ({Event.NAT_CREATED: 1} if over else {})
+    if over:
+        assert state(lb) == (Flow.OPENING, 0, 0)
 
 
 @versions

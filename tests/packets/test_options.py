@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service may ask for beyond balancing: affinity, hashing by client, sources, rates."""
+"""What a service may ask for beyond balancing: affinity, hashing by client, sources, rates.
+
+The same in every mode, and where TC translates instead of XDP.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shunt.kern.libbpf import XDP_DROP
 from shunt.lb.model import RateLimit
 from shunt.policy.sources import compile_rules
 from tests.packets.balancer import TCP, UDP, UP, Balancer, Event, Flag, Reason, Service, Slot
 from tests.packets.frames import either, tcp, udp
+from tests.packets.translator import SHOT, answer, returned
 
 VIPS = {4: "203.0.113.1", 6: "2001:db8:a::1"}
 CLIENTS = {4: "192.0.2.", 6: "2001:db8:c::"}
@@ -25,7 +30,12 @@ BACKENDS = {
 AFFINITY_S = 10_800  # S50: the default of Kubernetes
 MakeLb = Callable[..., Balancer]
 versions = pytest.mark.parametrize("version", [4, 6])
+protos = pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 modes = pytest.mark.parametrize("mode", ["dsr-ipip", "nat"])
+# Which program a packet meets, and the service's mode.
+everywhere = pytest.mark.parametrize(
+    ("hook", "mode"), [("xdp", "dsr-ipip"), ("xdp", "nat"), ("tc", "local"), ("tc", "nat")]
+)
 
 
 def serve(lb: Balancer, version: int, mode: str = "dsr-ipip", proto: int = TCP) -> Service:
@@ -42,27 +52,34 @@ def sent_to(lb: Balancer, version: int, host: int, sport: int, flags: str = "S")
     return lb.backend_of(tcp(f"{CLIENTS[version]}{host}", VIPS[version], flags, sport=sport))
 
 
+def begun(lb: Balancer, version: int, proto: int, host: int, sport: int) -> str:
+    """Where a new connection goes."""
+    return lb.backend_of(either(proto, f"{CLIENTS[version]}{host}", VIPS[version], sport=sport))
+
+
 # Affinity ---------------------------------------------------------------------------------------
 
 
 @versions
-@modes
+@protos
+@everywhere
 def test_a_clients_new_connections_go_where_its_last_one_went(
-    version: int, mode: str, lb: Balancer
+    version: int, proto: int, mode: str, program: Balancer
 ) -> None:
     """S49, S54: the client's address is the key, whatever its port."""
-    serve(lb, version, mode).ask(affinity_ns=AFFINITY_S * 10**9)
-    first = {host: sent_to(lb, version, host, 1000) for host in range(1, 30)}
+    serve(program, version, mode, proto).ask(affinity_ns=AFFINITY_S * 10**9)
+    first = {host: begun(program, version, proto, host, 1000) for host in range(1, 30)}
     assert len(set(first.values())) > 4, "clients are spread"
     for host, backend in first.items():
-        assert {sent_to(lb, version, host, sport) for sport in range(1001, 1006)} == {backend}
+        found = {begun(program, version, proto, host, sport) for sport in range(1001, 1006)}
+        assert found == {backend}
 
 
 @versions
-@modes
-def test_without_affinity_they_spread(version: int, mode: str, lb: Balancer) -> None:
-    serve(lb, version, mode)
-    assert len({sent_to(lb, version, 1, sport) for sport in range(1000, 1030)}) > 4
+@everywhere
+def test_without_affinity_they_spread(version: int, mode: str, program: Balancer) -> None:
+    serve(program, version, mode)
+    assert len({sent_to(program, version, 1, sport) for sport in range(1000, 1030)}) > 4
 
 
 @versions
@@ -79,45 +96,44 @@ def test_all_vips_and_ports_of_a_service_are_one(version: int, lb: Balancer) -> 
 
 
 @versions
-@modes
+@everywhere
 def test_it_expires_and_each_new_connection_refreshes_it(
-    version: int, mode: str, lb: Balancer
+    version: int, mode: str, program: Balancer
 ) -> None:
     """S50, S51."""
-    service = serve(lb, version, mode)
+    service = serve(program, version, mode)
     service.ask(affinity_ns=100 * 10**9)
-    first = {host: sent_to(lb, version, host, 1000) for host in range(1, 20)}
+    first = {host: sent_to(program, version, host, 1000) for host in range(1, 20)}
     for sport in range(1001, 1004):
-        lb.advance(90)
+        program.advance(90)
         spread(service, sport)
-        assert {h: sent_to(lb, version, h, sport) for h in first} == first
-    lb.advance(102)
-    assert {h: sent_to(lb, version, h, 2000) for h in first} != first
+        assert {h: sent_to(program, version, h, sport) for h in first} == first
+    program.advance(102)
+    assert {h: sent_to(program, version, h, 2000) for h in first} != first
 
 
 @versions
-@modes
+@everywhere
 @pytest.mark.parametrize(
     "flags",
     [Flag.KNOWN, 0, UP | Flag.DRAINED, UP | Flag.REMOVED],
     ids=["fails", "gone", "drains", "removed"],
 )
 def test_a_backend_that_takes_no_new_ones_is_left_for_another(
-    version: int, mode: str, flags: int, lb: Balancer
+    version: int, mode: str, flags: int, program: Balancer
 ) -> None:
     """S52: another is selected, and remembered."""
-    service = serve(lb, version, mode)
+    service = serve(program, version, mode)
     service.ask(affinity_ns=AFFINITY_S * 10**9)
-    was = sent_to(lb, version, 1, 1000)
+    was = sent_to(program, version, 1, 1000)
     left = service.backends[BACKENDS[version].index(was)]
-    lb.set_flags(left, flags)
-    others = [b for b in service.backends if b != left]
-    service.set_slots(others)
-    then = sent_to(lb, version, 1, 1001)
+    program.set_flags(left, flags)
+    service.set_slots([b for b in service.backends if b != left])
+    then = sent_to(program, version, 1, 1001)
     assert then != was
-    lb.set_flags(left, UP)
+    program.set_flags(left, UP)
     spread(service, 5)
-    assert {sent_to(lb, version, 1, sport) for sport in range(1002, 1010)} == {then}
+    assert {sent_to(program, version, 1, sport) for sport in range(1002, 1010)} == {then}
 
 
 def test_a_failing_backend_keeps_its_connections_when_it_recovers(lb: Balancer) -> None:
@@ -171,17 +187,18 @@ def test_only_what_differs_from_its_slot_is_remembered(lb: Balancer) -> None:
 
 
 @versions
-@modes
+@protos
+@everywhere
 def test_hashing_by_client_sends_all_of_a_client_to_one_backend(
-    version: int, mode: str, lb: Balancer
+    version: int, proto: int, mode: str, program: Balancer
 ) -> None:
-    serve(lb, version, mode).ask(hash_client=True)
+    serve(program, version, mode, proto).ask(hash_client=True)
     seen = set()
     for host in range(1, 60):
-        (backend,) = {sent_to(lb, version, host, sport) for sport in (1, 2, 30000)}
+        (backend,) = {begun(program, version, proto, host, sport) for sport in (1, 2, 30000)}
         seen.add(backend)
     assert len(seen) == 8
-    assert not len(lb.flows())
+    assert not len(program.flows())
 
 
 def test_flows_of_one_client_have_many_homes(lb: Balancer) -> None:
@@ -200,25 +217,28 @@ def test_flows_of_one_client_have_many_homes(lb: Balancer) -> None:
 
 
 @versions
-@pytest.mark.parametrize("proto", [TCP, UDP])
-@modes
+@protos
+@everywhere
 def test_the_longest_source_range_decides(
-    version: int, proto: int, mode: str, lb: Balancer
+    version: int, proto: int, mode: str, program: Balancer
 ) -> None:
     """S62: dropped before anything else, and by reason."""
     base = {4: "192.0.2.0", 6: "2001:db8:c::"}[version]
     bits = {4: (24, 26, 28), 6: (64, 122, 124)}[version]
     wide, middle, narrow = (ip_network(f"{base}/{b}") for b in bits)
     rules = compile_rules([wide, narrow], [middle])
-    serve(lb, version, mode, proto).ask(sources=rules)
+    serve(program, version, mode, proto).ask(sources=rules)
     for host, served in ((1, True), (15, True), (16, False), (63, False), (64, True)):
         client = str(ip_address(base) + host)
-        out = lb.run(either(proto, client, VIPS[version]))
+        out = program.run(either(proto, client, VIPS[version]))
         wanted = Reason.SENT_TO_BACKEND if served else Reason.DROP_SOURCE_DENIED
         assert out.reasons == {wanted: 1}, client
+        assert (out.verdict in {XDP_DROP, SHOT}) is not served
     outside = {4: "198.51.100.1", 6: "2001:db8:d::1"}[version]
-    out = lb.run(either(proto, outside, VIPS[version]))
+    out = program.run(either(proto, outside, VIPS[version]))
     assert out.reasons == {Reason.DROP_SOURCE_DENIED: 1}
+    translated = 0 if mode == "dsr-ipip" else 3
+    assert len(program.entries("nat_fwd")) == translated, "nothing is kept of the others"
 
 
 @versions
@@ -231,12 +251,18 @@ def test_denied_alone_leaves_all_others(version: int, lb: Balancer) -> None:
     assert sent_to(lb, version, 2, 1)
 
 
-def test_an_established_connection_that_is_denied_ends(lb: Balancer) -> None:
-    service = serve(lb, 4)
-    assert sent_to(lb, 4, 1, 1)
-    service.ask(sources=compile_rules([], [ip_network("192.0.2.1/32")]))
-    out = lb.run(tcp("192.0.2.1", VIPS[4], "A", sport=1))
+@versions
+@everywhere
+def test_an_established_connection_that_is_denied_ends(
+    version: int, mode: str, program: Balancer
+) -> None:
+    service = serve(program, version, mode)
+    client = f"{CLIENTS[version]}1"
+    assert sent_to(program, version, 1, 1)
+    service.ask(sources=compile_rules([], [ip_network(client)]))
+    out = program.run(tcp(client, VIPS[version], "A", sport=1))
     assert out.reasons == {Reason.DROP_SOURCE_DENIED: 1}
+    assert sent_to(program, version, 2, 1)
 
 
 # Rates ------------------------------------------------------------------------------------------
@@ -252,27 +278,34 @@ def connections(lb: Balancer, version: int, host: int, number: int, first: int) 
 
 
 @versions
-@modes
+@everywhere
 def test_new_connections_are_limited_for_each_network(
-    version: int, mode: str, lb: Balancer
+    version: int, mode: str, program: Balancer
 ) -> None:
-    service = serve(lb, version, mode)
+    service = serve(program, version, mode)
     service.ask(rate=RateLimit(10, 5, prefix4=30, prefix6=126))
-    assert connections(lb, version, 0, 10, 1000) == 5, "the burst"
-    assert connections(lb, version, 1, 10, 1000) == 0, "of the same network"
-    assert connections(lb, version, 4, 10, 1000) == 5, "of another"
-    lb.advance(0.3)
-    assert connections(lb, version, 0, 10, 2000) == 3
-    lb.advance(1000)
-    assert connections(lb, version, 0, 10, 3000) == 5, "what is not used is not saved up"
+    assert connections(program, version, 0, 10, 1000) == 5, "the burst"
+    assert connections(program, version, 1, 10, 1000) == 0, "of the same network"
+    assert connections(program, version, 4, 10, 1000) == 5, "of another"
+    program.advance(0.3)
+    assert connections(program, version, 0, 10, 2000) == 3
+    program.advance(1000)
+    assert connections(program, version, 0, 10, 3000) == 5, "what is not used is not saved up"
+    out = program.run(tcp(f"{CLIENTS[version]}0", VIPS[version], sport=9))
+    assert out.reasons == {Reason.DROP_RATE_LIMITED: 1}
 
 
-def test_established_connections_are_not_limited(lb: Balancer) -> None:
-    serve(lb, 4).ask(rate=RateLimit(1, 1))
-    assert sent_to(lb, 4, 1, 1)
-    for _ in range(10):
-        assert sent_to(lb, 4, 1, 1, "A")
-        assert sent_to(lb, 4, 1, 1, "SA")
+@versions
+@everywhere
+def test_established_connections_are_not_limited(
+    version: int, mode: str, program: Balancer
+) -> None:
+    serve(program, version, mode).ask(rate=RateLimit(1, 1))
+    sent = program.run(tcp(f"{CLIENTS[version]}1", VIPS[version], sport=1))
+    if mode != "dsr-ipip":  # whose answers go past it
+        assert returned(program, mode, answer(sent)).reasons == {Reason.SENT_TO_CLIENT: 1}
+    was = {sent.packet.payload.dst}
+    assert {sent_to(program, version, 1, 1, flags) for flags in ("A", "PA") * 5} == was
 
 
 def test_services_are_limited_apart(lb: Balancer) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -17,10 +18,12 @@ from scapy.packet import Packet, Raw
 from shunt.agent import quic as agent_quic
 from shunt.agent.quic import PutServerId, ServerIds
 from shunt.lb.model import Quic
+from shunt.policy.sources import compile_rules
 from tests.packets import quic
 from tests.packets.balancer import UDP as PROTO
 from tests.packets.balancer import UP, Balancer, Event, Flag, Reason, Service
 from tests.packets.frames import ether, udp
+from tests.packets.translator import answer, returned, tuple_of
 
 VIPS = {4: "203.0.113.1", 6: "2001:db8:a::1"}
 CLIENTS = {4: "192.0.2.", 6: "2001:db8:c::"}
@@ -32,6 +35,14 @@ CONFIG = Quic(2, config_id=3, nonce_length=5)
 SERVERS = [bytes((0xA0, n)) for n in range(1, 5)]
 versions = pytest.mark.parametrize("version", [4, 6])
 modes = pytest.mark.parametrize("mode", ["dsr-ipip", "dsr-geneve", "nat"])
+# Where flows are translated: in XDP, and in TC.
+translated = pytest.mark.parametrize(
+    ("hook", "mode"), [("xdp", "nat"), ("tc", "local"), ("tc", "nat")]
+)
+everywhere = pytest.mark.parametrize(
+    ("hook", "mode"),
+    [("xdp", "dsr-ipip"), ("xdp", "dsr-geneve"), ("xdp", "nat"), ("tc", "local"), ("tc", "nat")],
+)
 both = pytest.mark.parametrize("known", [quic.V1, quic.V2], ids=["v1", "v2"])
 
 
@@ -78,29 +89,29 @@ BY_ID, FIRST, UNROUTABLE, DOWN = {"QUIC_BY_ID"}, {"QUIC_FIRST"}, {"QUIC_UNROUTAB
 
 
 @versions
-@modes
+@everywhere
 def test_a_short_header_goes_to_its_server_from_any_address(
-    version: int, mode: str, lb: Balancer
+    version: int, mode: str, program: Balancer
 ) -> None:
     """A rebound port, another address: the server stays."""
-    serve(lb, version, mode)
+    serve(program, version, mode)
     for number in range(4):
         for host, sport in ((1, 1000), (1, 2000), (9, 1000)):
-            assert to(lb, version, quic.short(cid(number)), host, sport) == (number, BY_ID)
-    assert not len(lb.flows())
+            assert to(program, version, quic.short(cid(number)), host, sport) == (number, BY_ID)
+    assert not len(program.flows())
 
 
 @versions
-@modes
+@everywhere
 @both
 def test_so_does_every_packet_of_a_handshake(
-    version: int, mode: str, known: int, lb: Balancer
+    version: int, mode: str, known: int, program: Balancer
 ) -> None:
-    serve(lb, version, mode)
+    serve(program, version, mode)
     for sport, kinds in enumerate((quic.INITIAL, quic.ZERO_RTT, quic.HANDSHAKE)):
         packet = quic.long(cid(2), known, kinds[known])
-        assert to(lb, version, packet, sport=1000 + sport) == (2, BY_ID)
-    assert to(lb, version, quic.long(cid(1), quic.DRAFT), sport=2000) == (1, BY_ID)
+        assert to(program, version, packet, sport=1000 + sport) == (2, BY_ID)
+    assert to(program, version, quic.long(cid(1), quic.DRAFT), sport=2000) == (1, BY_ID)
 
 
 @versions
@@ -163,24 +174,24 @@ def test_later_fragments_follow(version: int, mode: str, lb: Balancer) -> None:
 
 
 @versions
-@modes
+@everywhere
 @pytest.mark.parametrize(
     "dcid",
     [cid(2, 0), cid(2, 7), quic.connection_id(b"\xff\xff", 3), cid(2, nonce=b"")[:2], b""],
     ids=["another config", "unroutable", "unknown server", "cut off", "none"],
 )
 def test_what_names_nobody_goes_by_its_addresses(
-    version: int, mode: str, dcid: bytes, lb: Balancer
+    version: int, mode: str, dcid: bytes, program: Balancer
 ) -> None:
-    serve(lb, version, mode)
-    assert to(lb, version, quic.short(dcid, b"")) == (0, UNROUTABLE)
+    serve(program, version, mode)
+    assert to(program, version, quic.short(dcid, b"")) == (0, UNROUTABLE)
     for known in (quic.V1, quic.V2):
         for kind, event in (
             (quic.HANDSHAKE[known], UNROUTABLE),
             (quic.INITIAL[known], FIRST),
             (quic.ZERO_RTT[known], FIRST),
         ):
-            assert to(lb, version, quic.long(dcid, known, kind), sport=2000) == (0, event)
+            assert to(program, version, quic.long(dcid, known, kind), sport=2000) == (0, event)
 
 
 @versions
@@ -225,23 +236,23 @@ def test_other_services_are_not_asked(version: int, lb: Balancer) -> None:
 
 
 @versions
-@modes
+@everywhere
 @pytest.mark.parametrize(
     ("flags", "event"),
     [(UP | Flag.DRAINED, BY_ID), (Flag.KNOWN, DOWN), (0, UNROUTABLE)],
     ids=["drains", "fails", "gone"],
 )
 def test_draining_is_served_failing_and_gone_is_not(
-    version: int, mode: str, flags: int, event: set[str], lb: Balancer
+    version: int, mode: str, flags: int, event: set[str], program: Balancer
 ) -> None:
-    service = serve(lb, version, mode)
-    assert to(lb, version, quic.short(cid(2))) == (2, BY_ID)
-    lb.set_flags(service.backends[2], flags)
+    service = serve(program, version, mode)
+    assert to(program, version, quic.short(cid(2))) == (2, BY_ID)
+    program.set_flags(service.backends[2], flags)
     number = 2 if event == BY_ID else 0
-    assert to(lb, version, quic.short(cid(2))) == (number, event)
-    assert to(lb, version, quic.short(cid(2)), sport=5) == (number, event)
-    lb.set_flags(service.backends[2], UP)
-    assert to(lb, version, quic.short(cid(2))) == (2, BY_ID)
+    assert to(program, version, quic.short(cid(2))) == (number, event)
+    assert to(program, version, quic.short(cid(2)), sport=5) == (number, event)
+    program.set_flags(service.backends[2], UP)
+    assert to(program, version, quic.short(cid(2))) == (2, BY_ID)
 
 
 # What is remembered -----------------------------------------------------------------------------
@@ -276,31 +287,45 @@ def test_in_settled_slots_nothing_is_remembered(version: int, lb: Balancer) -> N
 
 
 @versions
-def test_nat_translates_to_the_server_that_the_id_names(version: int, lb: Balancer) -> None:
+@translated
+def test_a_translation_is_to_the_server_that_the_id_names(
+    version: int, mode: str, program: Balancer
+) -> None:
     """And leaves a first flight with its flow; a tuple has one translation at a time."""
-    serve(lb, version, "nat")
-    assert to(lb, version, quic.long(bytes(8))) == (0, FIRST)
-    assert to(lb, version, quic.long(cid(2))) == (0, BY_ID), "what is translated stays"
-    assert to(lb, version, quic.short(cid(0))) == (0, BY_ID)
-    assert len(lb.entries("nat_fwd")) == len(lb.entries("nat_rev")) == 1
-    assert to(lb, version, quic.short(cid(2))) == (2, BY_ID)
-    assert len(lb.entries("nat_fwd")) == len(lb.entries("nat_rev")) == 1
-    assert to(lb, version, b"no id") == (2, UNROUTABLE), "it is this connection's now"
+    serve(program, version, mode)
+    assert to(program, version, quic.long(bytes(8))) == (0, FIRST)
+    assert to(program, version, quic.long(cid(2))) == (0, BY_ID), "what is translated stays"
+    assert to(program, version, quic.short(cid(0))) == (0, BY_ID)
+    assert len(program.entries("nat_fwd")) == len(program.entries("nat_rev")) == 1
+    assert to(program, version, quic.short(cid(2))) == (2, BY_ID)
+    assert len(program.entries("nat_fwd")) == len(program.entries("nat_rev")) == 1
+    assert to(program, version, b"no id") == (2, UNROUTABLE), "it is this connection's now"
 
 
 @versions
-def test_nat_replies_go_to_where_the_client_is_now(version: int, lb: Balancer) -> None:
-    serve(lb, version, "nat")
+@translated
+def test_replies_go_to_where_the_client_is_now(version: int, mode: str, program: Balancer) -> None:
+    serve(program, version, mode)
     for sport in (1000, 2000):
-        sent = lb.run(datagram(version, quic.short(cid(2)), sport=sport)).packet
-        there = sent.payload
-        back = udp(
-            there.dst, there.src, sport=there[UDP].dport, dport=there[UDP].sport, payload=b"pong"
-        )
-        out = lb.run(back)
+        sent = program.run(datagram(version, quic.short(cid(2)), sport=sport))
+        out = returned(program, mode, answer(sent, payload=b"pong", proto=PROTO))
         assert out.reasons == {Reason.SENT_TO_CLIENT: 1}
-        assert out.packet[UDP].dport == sport
-        assert out.packet.payload.src == VIPS[version]
+        assert tuple_of(out.packet) == (VIPS[version], 443, f"{CLIENTS[version]}1", sport)
+
+
+@versions
+@everywhere
+def test_it_is_asked_beside_the_other_options(version: int, mode: str, program: Balancer) -> None:
+    """Ids lead past what is remembered of the client; sources are asked before all."""
+    denied = ip_network(f"{CLIENTS[version]}9")
+    asked: dict[str, Any] = {"affinity_ns": 10**12, "sources": compile_rules([], [denied])}
+    service = serve(program, version, mode, **asked)
+    assert to(program, version, quic.long(bytes(8))) == (0, FIRST)
+    assert to(program, version, quic.short(cid(3)), sport=7) == (3, BY_ID)
+    service.set_slots(service.backends[1])
+    assert to(program, version, quic.long(bytes(8)), sport=8) == (0, FIRST), "where the client was"
+    out = program.run(datagram(version, quic.short(cid(3)), host=9))
+    assert out.reasons == {Reason.DROP_SOURCE_DENIED: 1}
 
 
 # Against an oracle ------------------------------------------------------------------------------

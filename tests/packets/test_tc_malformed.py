@@ -19,6 +19,7 @@ from tests.packets.test_tc_masquerade import NEAR, OWN, POD, WORLD, Masquerader
 from tests.packets.translator import (
     BACKENDS,
     CLIENT,
+    FAMILIES,
     NEXT,
     SHOT,
     VIP,
@@ -28,7 +29,6 @@ from tests.packets.translator import (
     tuple_of,
 )
 
-FAMILIES = pytest.mark.parametrize("ip", [4, 6])
 PROTOS = pytest.mark.parametrize("proto", [TCP, UDP, SCTP], ids=["tcp", "udp", "sctp"])
 # How many bytes there are of a transport header that has more.
 SHORT = {TCP: (4, 8, 19), UDP: (4, 7), SCTP: (4, 12, 15)}

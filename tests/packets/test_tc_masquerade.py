@@ -21,7 +21,9 @@ from tests.packets.test_icmp import tuple_of as quoted_tuple
 from tests.packets.translator import (
     BACKENDS,
     CLIENT,
+    FAMILIES,
     NEXT,
+    PROTOS,
     SHOT,
     VIP,
     Track,
@@ -31,8 +33,6 @@ from tests.packets.translator import (
     tuple_of,
 )
 
-PROTOS = pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
-FAMILIES = pytest.mark.parametrize("ip", [4, 6])
 OWN = {4: "198.51.100.254", 6: "2001:db8:e::fe"}
 POD = {4: "10.244.0.7", 6: "fd44::7"}
 WORLD = {4: "192.0.2.80", 6: "2001:db8:f::80"}

@@ -7,9 +7,6 @@ The oracle is written from RFC 9260 as states of an association; the programs ke
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from scapy.layers.l2 import Ether
@@ -19,20 +16,22 @@ from tests.packets.frames import network, sctp, verify
 from tests.packets.test_fragments import fragments_of, reassemble
 from tests.packets.test_icmp import error, quote_of
 from tests.packets.test_icmp import tuple_of as quoted_tuple
-from tests.packets.test_tc_tracking import IDLE_S, Conversation, broken_by, silence
+from tests.packets.test_tc_tracking import IDLE_S, OWN, SENT, Conversation, broken_by, silence
 from tests.packets.translator import (
     BACKENDS,
     CLIENT,
+    FAMILIES,
+    MODES,
     NEXT,
     SHOT,
     VIP,
+    WAY,
     Track,
     Translator,
     expect,
     tuple_of,
 )
 
-FAMILIES = pytest.mark.parametrize("ip", [4, 6])
 ANY_TIME = ("DATA", "SACK", "HEARTBEAT", "ERROR", "SACK+DATA")
 # What a packet may have; those with + are bundles, the last ones none that anybody may send.
 CHUNKS = (
@@ -113,65 +112,60 @@ def _ending(state: str, names: set[str], own: str, other: str) -> str | None:
     return state
 
 
-@pytest.fixture
-def tc() -> Iterator[Translator]:
-    with Translator(inserts_per_s=10**6) as translator:
-        yield translator
-
-
-@dataclass
-class Association(Conversation):
+def associate(tc: Translator, ip: int = 4, mode: str = "local", port: int = 40000) -> Conversation:
     """One client's port, and its backend, which serves the VIP's port."""
-
-    proto: int = SCTP
-
-    def _frame(self, src: str, sport: int, dst: str, dport: int, flags: str) -> Any:
-        return sctp(src, dst, flags, sport=sport, dport=dport)
+    return Conversation(tc, ip, mode, SCTP, port)
 
 
 def serve(tc: Translator, ip: int, mode: str = "local") -> None:
     tc.add_service(VIP[ip], 80, SCTP, mode, BACKENDS[ip], idle_s=IDLE_S)
 
 
+def is_early(state: str, who: str, chunks: str) -> bool:
+    """Whether it is a SHUTDOWN that has a test of its own."""
+    early = (state.partition("/")[0], who) == ("echoed", "b")
+    return early and "SHUTDOWN" in chunks.split("+")
+
+
+@MODES
 @FAMILIES
 @pytest.mark.parametrize("state", WAYS)
-def test_every_chunk_in_every_state(tc: Translator, state: str, ip: int) -> None:
-    serve(tc, ip)
+def test_every_chunk_in_every_state(tc: Translator, state: str, ip: int, mode: str) -> None:
+    serve(tc, ip, mode)
     for i, (who, chunks) in enumerate((w, c) for w in "cb" for c in CHUNKS):
-        if (state, who) == ("echoed", "b") and "SHUTDOWN" in chunks.split("+"):
-            continue  # below
-        talk = Association(tc, ip, port=30000 + i)
-        for earlier in WAYS[state]:
-            assert talk.say(*earlier).verdict == NEXT
+        if is_early(state, who, chunks):
+            continue
+        talk = associate(tc, ip, mode, 30000 + i)
+        talk.sends(*WAYS[state])
         assert talk.lasts(silence(state, SILENCE_S))
         out, wanted = talk.say(who, chunks), step(state, who, chunks)
         if wanted is None:
             expect(out, SHOT, "DROP_NAT_INVALID")
         else:
-            expect(out, NEXT, "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT")
+            expect(out, WAY[mode], SENT[who])
         assert talk.lasts(silence(wanted or state, SILENCE_S)), (state, who, chunks)
         fwd, rev = talk.pair()
         assert fwd["track"] == rev["track"], "the two entries disagree"
 
 
-def test_a_shutdown_whose_cookie_ack_was_lost_before_us(tc: Translator) -> None:
-    serve(tc, 4)
-    talk = Association(tc)
-    for earlier in WAYS["echoed"]:
-        talk.say(*earlier)
-    assert talk.say("b", "SHUTDOWN").reasons == {Reason.SENT_TO_CLIENT: 1}
+@MODES
+def test_a_shutdown_whose_cookie_ack_was_lost_before_us(tc: Translator, mode: str) -> None:
+    serve(tc, 4, mode)
+    talk = associate(tc, mode=mode)
+    talk.sends(*WAYS["echoed"], ("b", "SHUTDOWN"))
     assert talk.lasts(300)
-    assert talk.say("c", "COOKIE ECHO").reasons == {Reason.SENT_TO_BACKEND: 1}
+    talk.sends(("c", "COOKIE ECHO"))
 
 
+@MODES
 @pytest.mark.parametrize("seed", range(4))
-def test_random_histories(tc: Translator, seed: int) -> None:
+def test_random_histories(tc: Translator, seed: int, mode: str) -> None:
     ip = (4, 6)[seed % 2]
-    serve(tc, ip)
+    serve(tc, ip, mode)
     draw = random.Random(seed)
     states: dict[int, str] = {}
     reached = set()
-    talks = {port: Association(tc, ip, port=port) for port in range(40000, 40006)}
+    talks = {port: associate(tc, ip, mode, port) for port in range(40000, 40006)}
     likely = [*OPENED, *OPENED, ("c", "DATA"), ("b", "SACK"), ("c", "SHUTDOWN"),
               ("b", "SHUTDOWN ACK"), ("c", "SHUTDOWN COMPLETE"), ("b", "SHUTDOWN")]  # fmt: skip
     for _ in range(500):
@@ -180,25 +174,16 @@ def test_random_histories(tc: Translator, seed: int) -> None:
         if draw.random() < 0.15:
             who, chunks = draw.choice("cb"), draw.choice(CHUNKS)
         state = states.get(port)
-        if who == "b" and not talks[port].backend[0]:
-            continue
-        of = (state or "").partition("/")[0]
-        if (of, who) == ("echoed", "b") and "SHUTDOWN" in chunks.split("+"):
+        if (who == "b" and state is None) or is_early(state or "", who, chunks):
             continue
         out, context = talks[port].say(who, chunks), (port, state, who, chunks)
-        if state is None and who == "b":
-            assert (out.verdict, out.reasons) == (NEXT, {}), context
-            continue
         if state is None and chunks != "INIT":
             assert out.reasons == {Reason.DROP_NAT_NO_FLOW: 1}, context
             continue
         wanted = step(state, who, chunks) if state else "half-open"
-        if wanted is None:
-            assert out.reasons == {Reason.DROP_NAT_INVALID: 1}, context
-        else:
-            way = "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT"
-            assert out.reasons == {Reason[way]: 1}, context
-            states[port] = wanted
+        reason = SENT[who] if wanted else "DROP_NAT_INVALID"
+        assert out.said == (WAY[mode] if wanted else SHOT, {Reason[reason]: 1}), context
+        states[port] = wanted or states[port]
         assert talks[port].lasts(silence(states[port], SILENCE_S)), context
         reached.add(states[port])
         tc.advance(draw.choice((0, 0.1, 2)))
@@ -209,7 +194,7 @@ def test_random_histories(tc: Translator, seed: int) -> None:
 
 def test_that_the_oracle_can_disagree(tc: Translator) -> None:
     serve(tc, 4)
-    talk = Association(tc)
+    talk = associate(tc)
     talk.say("c", "INIT")
     assert talk.say("c", "COOKIE ECHO").reasons != {Reason.SENT_TO_BACKEND: 1}
     assert step("half-open", "c", "COOKIE ECHO") is None
@@ -219,9 +204,8 @@ def test_that_the_oracle_can_disagree(tc: Translator) -> None:
 def test_what_no_association_sends(tc: Translator, ip: int) -> None:
     """A tag of zero is INIT's alone (8.5.1); chunks have a header's length at least."""
     serve(tc, ip)
-    talk = Association(tc, ip)
-    for earlier in OPENED:
-        talk.say(*earlier)
+    talk = associate(tc, ip)
+    talk.sends(*OPENED)
     here = (CLIENT[ip], VIP[ip])
     expect(tc.run(sctp(*here, "DATA", tag=0)), SHOT, "DROP_NAT_INVALID")
     expect(tc.run(sctp(*here, "INIT", tag=9)), SHOT, "DROP_NAT_INVALID")
@@ -239,25 +223,22 @@ def test_chunks_behind_others_are_seen(tc: Translator, ip: int) -> None:
     """An ABORT comes last of what is bundled with it; nothing after DATA is looked at."""
     serve(tc, ip)
     for count, lasts in ((7, 10), (8, IDLE_S)):
-        talk = Association(tc, ip, port=count)
-        for earlier in OPENED:
-            talk.say(*earlier)
+        talk = associate(tc, ip, port=count)
+        talk.sends(*OPENED)
         assert talk.say("b", "+".join(["SACK"] * count + ["ABORT"])).verdict == NEXT
         assert talk.lasts(lasts)
 
 
+@MODES
 @FAMILIES
-@pytest.mark.parametrize("mode", ["local", "nat"])
 def test_translation_is_exact(tc: Translator, ip: int, mode: str) -> None:
     """Addresses change and nothing else: the checksum has none, and the ports stay."""
-    from tests.packets.balancer import OWN4, OWN6
-
     serve(tc, ip, mode)
     sent = sctp(CLIENT[ip], VIP[ip], sport=40000)
     out = tc.run(sent)
     assert out.reasons == {Reason.SENT_TO_BACKEND: 1}
     src, sport, dst, dport = tuple_of(out.packet)
-    own = CLIENT[ip] if mode == "local" else (OWN4 if ip == 4 else OWN6)
+    own = (CLIENT if mode == "local" else OWN)[ip]
     assert (src, sport, dport) == (own, 40000, 80)
     assert dst in BACKENDS[ip]
     l4 = 14 + (20 if ip == 4 else 40)
@@ -302,9 +283,8 @@ def test_without_backends_the_client_is_told(tc: Translator, ip: int) -> None:
 def test_errors_reach_both_ends(tc: Translator, ip: int, kind: str) -> None:
     """The tag in the quote stays: an end takes no error without its own (RFC 9260, 10)."""
     serve(tc, ip)
-    talk = Association(tc, ip)
-    for earlier in OPENED:
-        talk.say(*earlier)
+    talk = associate(tc, ip)
+    talk.sends(*OPENED)
     host = talk.backend[0]
     said = sctp(VIP[ip], CLIENT[ip], "DATA", sport=80, dport=40000, tag=0xABCDEF01)
     out = tc.run(error(ip, VIP[ip], said.payload, kind=kind))
@@ -323,9 +303,8 @@ def test_errors_reach_both_ends(tc: Translator, ip: int, kind: str) -> None:
 @FAMILIES
 def test_fragments_follow_the_first(tc: Translator, ip: int) -> None:
     serve(tc, ip)
-    talk = Association(tc, ip)
-    for earlier in OPENED:
-        talk.say(*earlier)
+    talk = associate(tc, ip)
+    talk.sends(*OPENED)
     frame = sctp(CLIENT[ip], VIP[ip], "DATA", payload=bytes(range(256)) * 15)
     outs = [tc.run(part) for part in fragments_of(frame)]
     assert [out.reasons for out in outs] == [{Reason.SENT_TO_BACKEND: 1}] * len(outs)

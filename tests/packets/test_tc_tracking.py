@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tracker: every state and packet of a TCP connection, and random histories against an oracle.
 
-The oracle is written from what a connection may do, as states; the programs keep bits.
+The oracle is written from what a connection may do, as states; the programs keep bits. Both modes
+that TC translates have it: local, and nat, whose replies come in from a wire.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,21 +17,26 @@ import pytest
 
 from shunt.agent import nat_expiry
 from shunt.agent.nat_expiry import NS_PER_S, judge_nat
-from tests.packets.balancer import START_NS, TCP, UDP, Flow, Out, Reason
-from tests.packets.frames import tcp, udp
+from tests.packets.balancer import OWN4, OWN6, SCTP, START_NS, TCP, UDP, Balancer, Flow, Out, Reason
+from tests.packets.frames import packed
 from tests.packets.translator import (
     BACKENDS,
     CLIENT,
-    NEXT,
+    FAMILIES,
+    MODES,
     SHOT,
     VIP,
+    WAY,
     Track,
     Translator,
     expect,
-    tuple_of,
+    returned,
+    tuple_in,
 )
 
 IDLE_S = 7200
+OWN = {4: OWN4, 6: OWN6}
+SENT = {"c": "SENT_TO_BACKEND", "b": "SENT_TO_CLIENT"}
 # Flags a segment may come with; the last ones no connection has.
 FLAGS = ("S", "SA", "A", "PA", "FA", "R", "RA", "F", "", "P", "SF", "SR", "FR", "SFA")
 
@@ -77,41 +83,50 @@ WAYS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-@pytest.fixture
-def tc() -> Iterator[Translator]:
-    with Translator(inserts_per_s=10**6) as translator:
-        yield translator
-
-
 @dataclass
 class Conversation:
     """One client's port, and the backend that it was given."""
 
     tc: Translator
     ip: int = 4
+    mode: str = "local"
     proto: int = TCP
     port: int = 40000
-    backend: list[Any] = field(default_factory=lambda: ["", 0])
+    own: tuple[str, int] = ("", 0)  # whom the backend takes for its client
+    backend: tuple[str, int] = ("", 0)
 
-    def say(self, who: str, flags: str = "S") -> Out:
-        """One packet from the client (c) or the backend (b); what passes is translated exactly."""
-        client = CLIENT[self.ip], self.port
+    def say(self, who: str, flags: str = "S", to: Balancer | None = None) -> Out:
+        """One packet from the client (c) or the backend (b), to TC or another program; what passes
+        is translated exactly."""
+        client, vip = (CLIENT[self.ip], self.port), (VIP[self.ip], 80)
+        program = to or self.tc
         if who == "c":
-            out = self.tc.run(self._frame(*client, VIP[self.ip], 80, flags))
-            if out.verdict == NEXT:
-                src, sport, *self.backend = tuple_of(out.packet)
-                assert (src, sport) == client
-            return out
-        host, port = self.backend
-        out = self.tc.leave(self._frame(host, port, *client, flags))
-        if out.reasons and out.verdict == NEXT:
-            assert tuple_of(out.packet) == (VIP[self.ip], 80, *client)
+            out = program.run(self.frame(*client, *vip, flags))
+            if out.reasons == {Reason.SENT_TO_BACKEND: 1}:
+                src, sport, dst, dport = tuple_in(out.data)
+                self.own, self.backend = (src, sport), (dst, dport)
+                self._check_own()
+        else:
+            reply = self.frame(*self.backend, *self.own, flags)
+            out = returned(program, self.mode, reply)
+            if out.reasons == {Reason.SENT_TO_CLIENT: 1}:
+                assert tuple_in(out.data) == (*vip, *client)
         return out
 
-    def _frame(self, src: str, sport: int, dst: str, dport: int, flags: str) -> Any:
-        if self.proto == UDP:
-            return udp(src, dst, sport=sport, dport=dport)
-        return tcp(src, dst, flags, sport=sport, dport=dport)
+    def _check_own(self) -> None:
+        """Mode local keeps the client's; nat has this host's, but SCTP its port: bpf/sctp.h."""
+        src, sport = self.own
+        assert src == (CLIENT if self.mode == "local" else OWN)[self.ip]
+        kept = self.mode == "local" or self.proto == SCTP
+        assert sport == self.port if kept else sport in self.tc.nat_ports
+
+    def sends(self, *packets: tuple[str, str]) -> None:
+        """Packets that must be sent on, each on its way."""
+        for who, flags in packets:
+            expect(self.say(who, flags), WAY[self.mode], SENT[who])
+
+    def frame(self, src: str, sport: int, dst: str, dport: int, flags: str) -> bytes:
+        return packed(self.proto, src, dst, flags, sport, dport)
 
     def pair(self) -> tuple[Any, Any]:
         """Its two entries' values."""
@@ -151,112 +166,99 @@ def silence(state: str, of: Mapping[str, int] = SILENCE_S) -> int:
     return BROKEN_S if "/" in state else of[state]
 
 
-def serve(tc: Translator, ip: int = 4, proto: int = TCP) -> None:
-    tc.add_service(VIP[ip], 80, proto, backends=BACKENDS[ip], backend_port=8080, idle_s=IDLE_S)
+def serve(tc: Translator, ip: int = 4, proto: int = TCP, mode: str = "local") -> None:
+    tc.add_service(VIP[ip], 80, proto, mode, BACKENDS[ip], backend_port=8080, idle_s=IDLE_S)
 
 
-@pytest.mark.parametrize("ip", [4, 6])
+@MODES
+@FAMILIES
 @pytest.mark.parametrize("state", WAYS)
-def test_every_segment_in_every_state(tc: Translator, state: str, ip: int) -> None:
-    serve(tc, ip)
+def test_every_segment_in_every_state(tc: Translator, state: str, ip: int, mode: str) -> None:
+    serve(tc, ip, mode=mode)
     for i, (who, flags) in enumerate((w, f) for w in "cb" for f in FLAGS):
-        talk = Conversation(tc, ip, port=30000 + i)
-        for earlier in WAYS[state]:
-            assert talk.say(*earlier).verdict == NEXT
+        talk = Conversation(tc, ip, mode, port=30000 + i)
+        talk.sends(*WAYS[state])
         assert talk.lasts(silence(state))
         out, wanted = talk.say(who, flags), step(state, who, flags)
         if wanted is None:
             expect(out, SHOT, "DROP_NAT_INVALID")
         else:
-            expect(out, NEXT, "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT")
+            expect(out, WAY[mode], SENT[who])
         assert talk.lasts(silence(wanted or state)), (state, who, flags)
         fwd, rev = talk.pair()
         assert fwd["track"] == rev["track"], "the two entries disagree"
 
 
-@pytest.mark.parametrize("ip", [4, 6])
+@MODES
+@FAMILIES
 @pytest.mark.parametrize("who", "cb")
-def test_a_forged_reset_ends_no_living_connection(tc: Translator, who: str, ip: int) -> None:
+def test_a_forged_reset_ends_no_living_connection(
+    tc: Translator, who: str, ip: int, mode: str
+) -> None:
     """Whoever it seems to be from goes on; for the other side's part that proves nothing."""
-    serve(tc, ip)
-    talk, other = Conversation(tc, ip), "b" if who == "c" else "c"
-    for earlier in WAYS["open"]:
-        talk.say(*earlier)
-    talk.say(who, "R")
+    serve(tc, ip, mode=mode)
+    talk, other = Conversation(tc, ip, mode), "b" if who == "c" else "c"
+    talk.sends(*WAYS["open"], (who, "R"))
     for flags in ("A", "PA"):
-        assert talk.say(other, flags).verdict == NEXT
+        talk.sends((other, flags))
         assert talk.lasts(BROKEN_S)
-    assert talk.say(who, "A").verdict == NEXT
+    talk.sends((who, "A"))
     assert talk.lasts(IDLE_S)
     fwd, rev = talk.pair()
     assert (int(fwd["state"]), int(fwd["closed"]), int(rev["closed"])) == (Flow.CONFIRMED, 0, 0)
     # And it is the same one still: a SYN does not begin another.
     tc.advance(IDLE_S - 1)
-    backend = list(talk.backend)
-    for segment in (("c", "S"), ("c", "PA"), ("b", "PA")):
-        assert talk.say(*segment).verdict == NEXT
+    backend = talk.backend
+    talk.sends(("c", "S"), ("c", "PA"), ("b", "PA"))
     assert talk.backend == backend
     assert talk.pair()[0]["track"] == fwd["track"]
 
 
-@pytest.mark.parametrize("ip", [4, 6])
-def test_udp_is_new_until_the_client_goes_on_after_an_answer(tc: Translator, ip: int) -> None:
-    serve(tc, ip, UDP)
-    talk = Conversation(tc, ip, UDP)
+@MODES
+@FAMILIES
+def test_udp_is_new_until_the_client_goes_on_after_an_answer(
+    tc: Translator, ip: int, mode: str
+) -> None:
+    serve(tc, ip, UDP, mode)
+    talk = Conversation(tc, ip, mode, UDP)
     for who, silence in (("c", 30), ("c", 30), ("b", 30), ("b", 30), ("c", IDLE_S), ("b", IDLE_S)):
-        assert talk.say(who).verdict == NEXT
+        talk.sends((who, ""))
         assert talk.lasts(silence)
 
 
-@dataclass
-class Oracle:
-    """What is known of each port: its state; absent: nothing."""
-
-    states: dict[int, str] = field(default_factory=dict)
-
-    def hear(self, port: int, who: str, flags: str) -> str:
-        """The reason that the packet must be counted under; "" if it is not ours."""
-        state = self.states.get(port)
-        if state is None:
-            if who == "b":
-                return ""
-            if flags != "S":
-                # Told from a SYN by more flags than these four the segment is not.
-                return "DROP_NAT_NO_FLOW"
-            self.states[port] = "half-open"
-            return "SENT_TO_BACKEND"
-        wanted = step(state, who, flags)
-        if wanted is None:
-            return "DROP_NAT_INVALID"
-        self.states[port] = wanted
-        return "SENT_TO_BACKEND" if who == "c" else "SENT_TO_CLIENT"
+def heard(states: dict[int, str], port: int, who: str, flags: str) -> str:
+    """The reason that a packet must be counted under, by what is known of each port: its state."""
+    state = states.get(port)
+    # Told from a SYN by more flags than these four the segment is not.
+    wanted = step(state, who, flags) if state else "half-open" if flags == "S" else None
+    if wanted is None:
+        return "DROP_NAT_INVALID" if state else "DROP_NAT_NO_FLOW"
+    states[port] = wanted
+    return SENT[who]
 
 
+@MODES
 @pytest.mark.parametrize("seed", range(6))
-def test_random_histories(tc: Translator, seed: int) -> None:
+def test_random_histories(tc: Translator, seed: int, mode: str) -> None:
     ip = (4, 6)[seed % 2]
-    serve(tc, ip)
-    draw, oracle = random.Random(seed), Oracle()
-    talks = {port: Conversation(tc, ip, port=port) for port in range(40000, 40008)}
+    serve(tc, ip, mode=mode)
+    draw, states = random.Random(seed), dict[int, str]()
+    talks = {port: Conversation(tc, ip, mode, port=port) for port in range(40000, 40008)}
     likely = ("S", "SA", "A", "PA", "FA", "A", "A")
     for _ in range(300):
         port, who = draw.choice(sorted(talks)), draw.choice("cb")
         flags = draw.choice(likely) if draw.random() < 0.8 else draw.choice(FLAGS)
-        if who == "b" and not talks[port].backend[0]:
+        if who == "b" and port not in states:
             continue
-        was = oracle.states.get(port)
-        wanted = oracle.hear(port, who, flags)
+        context = port, states.get(port), who, flags
+        wanted = heard(states, port, who, flags)
         out = talks[port].say(who, flags)
-        context = port, was, who, flags
-        if wanted == "":
-            assert (out.verdict, out.reasons) == (NEXT, {}), context
-        else:
-            assert out.reasons == {Reason[wanted]: 1}, context
-        state = oracle.states.get(port)
-        if state is not None:
-            assert talks[port].lasts(silence(state)), context
+        assert out.reasons == {Reason[wanted]: 1}, context
+        assert out.verdict == (WAY[mode] if wanted == SENT[who] else SHOT), context
+        if port in states:
+            assert talks[port].lasts(silence(states[port])), context
         tc.advance(draw.choice((0, 0.1, 2)))
-    assert len(tc.entries("nat_fwd")) == len(tc.entries("nat_rev")) == len(oracle.states)
+    assert len(tc.entries("nat_fwd")) == len(tc.entries("nat_rev")) == len(states)
 
 
 def test_that_the_oracle_can_disagree(tc: Translator) -> None:
@@ -273,14 +275,13 @@ def test_the_agents_numbers_are_the_programs() -> None:
     assert Track.BROKEN | Track.BROKEN_BACKEND == nat_expiry.BROKEN
 
 
-def test_seen_is_written_in_both_directions(tc: Translator) -> None:
-    serve(tc)
-    talk = Conversation(tc)
-    talk.say("c", "S")
-    tc.advance(5)
-    talk.say("b", "SA")
-    tc.advance(5)
-    talk.say("c", "A")
+@MODES
+def test_seen_is_written_in_both_directions(tc: Translator, mode: str) -> None:
+    serve(tc, mode=mode)
+    talk = Conversation(tc, mode=mode)
+    for segment in WAYS["open"]:
+        talk.sends(segment)
+        tc.advance(5)
     fwd, rev = talk.pair()
     assert (int(fwd["seen_ns"]) - START_NS, int(rev["seen_ns"]) - START_NS) == (
         10 * NS_PER_S,
@@ -289,15 +290,15 @@ def test_seen_is_written_in_both_directions(tc: Translator) -> None:
     assert int(fwd["state"]) == Flow.CONFIRMED
 
 
-def test_what_xdp_made_is_not_judged(tc: Translator) -> None:
+@MODES
+def test_what_xdp_made_is_not_judged(tc: Translator, mode: str) -> None:
     """It saw but one direction of it, perhaps: TC translates, and has no opinion."""
-    serve(tc)
-    talk = Conversation(tc)
+    serve(tc, mode=mode)
+    talk = Conversation(tc, mode=mode)
     talk.say("c", "S")
     for name in ("nat_fwd", "nat_rev"):
         ((key, value),) = tc.entries(name)
         value["track"] = 0
         tc.map(name).update(key, value)
-    assert talk.say("c", "A").reasons == {Reason.SENT_TO_BACKEND: 1}
-    assert talk.say("b", "FA").reasons == {Reason.SENT_TO_CLIENT: 1}
+    talk.sends(("c", "A"), ("b", "FA"))
     assert int(talk.pair()[1]["closed"]) == 2

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from scapy.packet import Packet
 
 from shunt.kern.libbpf import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC
 from shunt.kern.objects import Object
 from shunt.kern.testrun import run_tc
-from tests.packets.balancer import TCP, Balancer, Out, Reason, Service
-from tests.packets.frames import either, network, transport
+from tests.packets.balancer import TCP, UDP, Balancer, Out, Reason, Service
+from tests.packets.frames import either, network, transport, verify
 
 OBJECT = Path(__file__).resolve().parents[2] / "tc/translate.bpf.o"
 NEXT, SHOT, REDIRECT = TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
@@ -25,6 +27,12 @@ with Object(OBJECT) as _object:
 CLIENT = {4: "192.0.2.1", 6: "2001:db8:c::1"}
 VIP = {4: "203.0.113.1", 6: "2001:db8:a::1"}
 BACKENDS = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
+# By mode: what becomes of a translated packet, to a backend on this node or to another.
+WAY = {"local": NEXT, "nat": REDIRECT}
+
+FAMILIES = pytest.mark.parametrize("ip", [4, 6])
+MODES = pytest.mark.parametrize("mode", list(WAY))
+PROTOS = pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 
 
 class Translator(Balancer):
@@ -72,10 +80,23 @@ def answer(sent: Out, flags: str = "SA", payload: bytes = b"", proto: int = TCP)
     return either(proto, ip.dst, ip.src, **fields)
 
 
+def returned(program: Balancer, mode: str, reply: Packet | bytes) -> Out:
+    """A backend's answer, by its way: of mode local it leaves this node, else it comes in."""
+    if isinstance(program, Translator) and mode == "local":
+        return program.leave(reply)
+    return program.run(reply)
+
+
 def tuple_of(packet: Packet) -> tuple[str, int, str, int]:
     """Source and destination."""
     ip, header = network(packet), transport(packet)
     return ip.src, header.sport, ip.dst, header.dport
+
+
+@cache
+def tuple_in(frame: bytes) -> tuple[str, int, str, int]:
+    """The same of a frame, which must be right: for who sees it often."""
+    return tuple_of(verify(frame))
 
 
 def expect(out: Out, verdict: int, reason: str) -> None:
