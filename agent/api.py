@@ -26,13 +26,14 @@ from shunt.agent.edits import Edits, tagged
 from shunt.agent.explain import Explainer
 from shunt.agent.intent import Intent
 from shunt.agent.monitor import Monitor
-from shunt.agent.node import WEIGHT_MAX, Node
+from shunt.agent.node import Node
 from shunt.agent.peers import only_ours
 from shunt.agent.samples import Samples
 from shunt.agent.service_views import Json
 from shunt.agent.socket_explain import SocketExplainer
 from shunt.agent.socket_views import SocketViews
 from shunt.agent.unix_socket import listen
+from shunt.agent.wishes import WEIGHT_MAX
 from shunt.lb.errors import ShuntError
 from shunt.lb.lookup import find_backend, find_service
 from shunt.lb.model import Configuration, Service
@@ -185,10 +186,10 @@ class Api:
         return request.query.get(key) or None
 
     async def _drain(self, request: web.Request) -> web.Response:
-        return await self._wish(request, drained=True)
+        return self._wish(request, drained=True)
 
     async def _undrain(self, request: web.Request) -> web.Response:
-        return await self._wish(request, drained=False)
+        return self._wish(request, drained=False)
 
     async def _weight(self, request: web.Request) -> web.Response:
         weight = (await body(request, "weight")).get("weight")
@@ -201,27 +202,31 @@ class Api:
                     f'send {{"weight": N}}, N from 1 to {WEIGHT_MAX}, or 0 for as configured',
                 ),
             )
-        return await self._wish(request, weight=weight)
+        return self._wish(request, weight=weight)
 
-    async def _wish(
+    def _wish(
         self, request: web.Request, *, drained: bool | None = None, weight: int | None = None
     ) -> web.Response:
         found = self._find(request.match_info["service"])
-        wanted = request.match_info["backend"]
         try:
-            find_backend(self._configuration, found.name, wanted)
+            wanted = find_backend(self._configuration, found.name, request.match_info["backend"])
         except ShuntError as e:
             raise Refused(404, e) from e
         if weight is not None and not 0 <= weight <= WEIGHT_MAX:
-            status = 422
-        else:
-            status = 409  # a table is full
+            raise Refused(
+                422,
+                ShuntError(
+                    f"weight {weight} of backend {wanted}",
+                    f"a weight is from 1 to {WEIGHT_MAX}; 0 means as configured",
+                    f"give a weight in that range; to send it no new flows: shunt backend drain"
+                    f" {found.name} {wanted}",
+                ),
+            )
         try:
-            endpoint = self.node.wish(found.name, wanted, drained=drained, weight=weight)
-        except ShuntError as e:
-            raise Refused(status, e) from e
-        rows = await service_views.backends(self.node, [found])
-        return answer(next(row for row in rows if row["backend"] == str(endpoint)))
+            self.node.wish(found.name, wanted, drained=drained, weight=weight)
+        except ShuntError as e:  # a table is full
+            raise Refused(409, e) from e
+        return answer(service_views.backend(self.node, found, wanted))
 
     async def _maglev(self, request: web.Request) -> web.Response:
         return answer(maglev_views.show(self.node, self._find(request.match_info["service"])))

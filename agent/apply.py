@@ -244,7 +244,7 @@ def set_port(tables: Tables, protocol: Protocol, port: int) -> None:
     if port == ANY_PORT:
         sync_ports(tables, tables.nat_ports)
         return
-    index = _ports_of(protocol).start + (port >> 6)
+    index = _row(protocol) * PORT_WORDS + (port >> 6)
     bit = np.uint64(1 << (port & 63))
     word = tables.ports[index]
     served = (
@@ -263,31 +263,34 @@ def sync_ports(tables: Tables, nat_ports: range) -> None:
     """
     tables.nat_ports = nat_ports
     pairs = [pair for pair, count in tables.served.items() if count > 0]
-    pairs += tables.reply_ports
-    want = _port_words((*pairs, *((p, n) for p in Protocol for n in nat_ports)))
+    bits = _port_bits((*pairs, *tables.reply_ports))
+    bits[:, nat_ports.start : nat_ports.stop] = True  # of every protocol
     every = [p for p in Protocol if tables.served[p, ANY_PORT] > 0]
     for protocol in every:
-        want[_ports_of(protocol)] = ~np.uint64(0)
-    index = np.flatnonzero(want != tables.ports)
-    tables.ports[index] = want[index]
+        bits[_row(protocol)] = True
+    _change(tables.ports, bits)
     tables.meta["any_port"] = sum(ANY_PORT_BIT[protocol] for protocol in every)
 
 
 def exclude_ports(tables: Tables, ports: Iterable[tuple[Protocol, int]]) -> None:
     """Let no new flow get any of these, and all others."""
-    want = _port_words(ports)
-    index = np.flatnonzero(want != tables.nat_excluded)
-    tables.nat_excluded[index] = want[index]
+    _change(tables.nat_excluded, _port_bits(ports))
 
 
-def _port_words(ports: Iterable[tuple[Protocol, int]]) -> NDArray[np.uint64]:
-    """A set of ports; see struct ports_val."""
-    words = np.zeros(len(ANY_PORT_BIT) * PORT_WORDS, np.uint64)
+def _port_bits(ports: Iterable[tuple[Protocol, int]]) -> NDArray[np.bool_]:
+    """A set of ports. Shape: (protocols, 65536)."""
+    bits = np.zeros((len(ANY_PORT_BIT), 64 * PORT_WORDS), np.bool_)
     for protocol, port in ports:
-        words[_ports_of(protocol).start + (port >> 6)] |= np.uint64(1 << (port & 63))
-    return words
+        bits[_row(protocol), port] = True
+    return bits
 
 
-def _ports_of(protocol: Protocol) -> slice:
-    first = list(ANY_PORT_BIT).index(protocol) * PORT_WORDS
-    return slice(first, first + PORT_WORDS)
+def _change(words: NDArray[np.uint64], bits: NDArray[np.bool_]) -> None:
+    """Bring the words of struct ports_val to a set of ports, by one store each that differs."""
+    want = np.packbits(bits, bitorder="little").view("<u8")
+    index = np.flatnonzero(want != words)
+    words[index] = want[index]
+
+
+def _row(protocol: Protocol) -> int:
+    return list(ANY_PORT_BIT).index(protocol)

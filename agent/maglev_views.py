@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shunt.agent.node import WEIGHT_MAX, Node
+from shunt.agent.node import Node
 from shunt.agent.service_views import Json, backend_state
 from shunt.agent.sources import values
 from shunt.agent.tables import Placed
+from shunt.agent.wishes import WEIGHT_MAX
 from shunt.lb import slots as slot
 from shunt.lb.compile import Endpoint, Target, target_name
 from shunt.lb.errors import ShuntError

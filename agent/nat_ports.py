@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from shunt.agent.nat_expiry import MASQUERADED
 from shunt.agent.tables import Tables
-from shunt.kern.netlink import Netlink
 from shunt.kern.sock_diag import SockDiag
 from shunt.lb.compile import Endpoint, unmapped
 from shunt.lb.errors import ShuntError
@@ -225,19 +224,19 @@ def _frontends(
 ) -> Iterator[tuple[str, Frontend]]:
     """On this host's own addresses, with a port: each with its service's name."""
     for service in configuration.services:
+        if addresses.isdisjoint(service.vips):  # almost every one of thousands
+            continue
         for frontend in service.frontends():
             if frontend.vip in addresses and frontend.port != ANY_PORT:
                 yield service.name, frontend
 
 
 def others_here(
-    configuration: Configuration,
+    configuration: Configuration, addresses: Set[IPAddress]
 ) -> tuple[frozenset[tuple[Protocol, int]], ShuntError | None]:
-    """The same two of this host as it is now. Raises: OSError."""
+    """The same two of this host as it is now; `addresses` are its own. Raises: OSError."""
     if not wanted(configuration):
         return frozenset(), None
-    with Netlink() as netlink:
-        addresses = {found.address for found in netlink.addresses()}
     both = configuration, addresses, listeners(wanted(configuration))
     return others(*both), overlap(*both)
 

@@ -38,7 +38,7 @@ from shunt.agent.writes import ClearBackend
 from shunt.kern.rcu import synchronize
 from shunt.lb.compile import Condition, Endpoint, Target, differing, target_name, targets
 from shunt.lb.errors import ShuntError
-from shunt.lb.lookup import find_backend, find_service
+from shunt.lb.lookup import find_service
 from shunt.lb.model import Configuration, IPAddress, Mode, Protocol, Service, Settings
 from shunt.sockops.attach import Sockets
 from shunt.sockops.streams import Streams
@@ -46,7 +46,6 @@ from shunt.xdp.attach import Datapath
 
 log = logging.getLogger("shunt")
 
-WEIGHT_MAX = 65535
 _UP, _DOWN = Condition(), Condition(up=False)
 
 
@@ -342,22 +341,17 @@ class Node:
     # The operator ----------------------------------------------------------------------------
 
     def wish(
-        self, service: str, backend: str, *, drained: bool | None = None, weight: int | None = None
-    ) -> Endpoint:
+        self,
+        service: str,
+        endpoint: Endpoint,
+        *,
+        drained: bool | None = None,
+        weight: int | None = None,
+    ) -> None:
         """Drain, undrain, or give a backend another weight (0: as configured), at once.
 
-        Raises: ShuntError if there is no such backend, the weight is out of range, or a table is
-                full; nothing has changed then.
+        Raises: ShuntError if a table is full; nothing has changed then.
         """
-        assert self.configuration is not None
-        endpoint = find_backend(self.configuration, service, backend)
-        if weight is not None and not 0 <= weight <= WEIGHT_MAX:
-            raise ShuntError(
-                f"weight {weight} of backend {backend}",
-                f"a weight is from 1 to {WEIGHT_MAX}; 0 means as configured",
-                f"give a weight in that range; to send it no new flows: shunt backend drain"
-                f" {service} {backend}",
-            )
         key = service, endpoint
         before = self.wishes.get(key, Wish())
         self.wishes[key] = Wish(
@@ -369,7 +363,6 @@ class Node:
         except ShuntError:
             self.wishes[key] = before
             raise
-        return endpoint
 
     async def flush_flows(self, service: str | None) -> int:
         """Forget remembered flows, of one service or of all; connections on moving slots may break.

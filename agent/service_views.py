@@ -131,6 +131,14 @@ async def backends(node: Node, of: Iterable[Service]) -> list[Json]:
     return [json for json, _ in shown]
 
 
+def backend(node: Node, service: Service, endpoint: Endpoint) -> Json:
+    """One backend of a service, as `backends` has it."""
+    seen, share = next(found for found in _seen(node, service) if found[0].endpoint == endpoint)
+    shown = _backend(node, service, seen, share, node.nexthops.current())
+    _add_counts(node.tables.backend_stats, shown, seen.ids)
+    return shown
+
+
 def watched(node: Node, service: Service) -> tuple[Json, dict[str, Json]]:
     """What watchers are told of a service, and of each backend: no counters."""
     places = _places(node, service)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 
+import numpy as np
+
 from shunt.agent.apply import exclude_ports, sync_ports
 from shunt.agent.handover import Handover
 from shunt.agent.masquerading import Masquerading
@@ -72,7 +74,8 @@ class Translating:
         """
         self._looked_s = time.monotonic()
         try:
-            ports, error = others_here(Configuration(settings, tuple(services)))
+            held = {found.address for found in self.own.held}
+            ports, error = others_here(Configuration(settings, tuple(services)), held)
         except OSError as e:
             log.warning("cannot tell whose nat's ports are: %s", e)
             return
@@ -95,12 +98,11 @@ class Translating:
     def _ports_in_force(self) -> Iterator[tuple[Protocol, int]]:
         """Of the backends in the maps: one that was removed still has connections."""
         t = self.tables
-        local = int(t.modes["LOCAL"])
-        for place in t.placed.values():
-            record = t.svc[place.svc]
-            if int(record["mode"]) != local:
+        local = {*np.flatnonzero(t.svc["mode"] == int(t.modes["LOCAL"])).tolist()}
+        for place in t.placed.values() if local else ():
+            if place.svc not in local:
                 continue
-            protocol = Protocol(int(record["proto"]))
+            protocol = Protocol(int(t.svc["proto"][place.svc]))
             for endpoint in place.backends:
                 if endpoint.port:
                     yield protocol, endpoint.port
@@ -112,7 +114,9 @@ def needed(configuration: Configuration) -> bool:
     """Whether TC translates (local and SCTP; all, if no XDP program does) or masquerades."""
     off = configuration.settings.xdp_mode == "off"
     return configuration.settings.masquerade is not None or any(
-        is_at_tc(s.mode, s.protocols(), off) for s in configuration.services
+        is_at_tc(s.mode, s.protocols(), off)
+        for s in configuration.services
+        if s.mode is Mode.LOCAL or s.mode.translates  # few of thousands: protocols() takes long
     )
 
 

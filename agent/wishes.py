@@ -11,6 +11,8 @@ from shunt.agent.checks import Checks, Key
 from shunt.agent.tables import Tables
 from shunt.lb.model import Service
 
+WEIGHT_MAX = 65535
+
 
 @dataclass
 class Wish:

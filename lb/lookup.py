@@ -31,6 +31,8 @@ def find_backend(configuration: Configuration, service: str, backend: str) -> En
     endpoints = [Endpoint(b.address, b.port) for b in configured]
     exact = [e for e in endpoints if str(e) == backend]
     found = exact or [e for e in endpoints if str(e.address) == backend]
+    if len(found) == 1:
+        return found[0]
     names = ", ".join(str(e) for e in endpoints) or "none"
     if len(found) > 1:
         raise ShuntError(
@@ -38,10 +40,8 @@ def find_backend(configuration: Configuration, service: str, backend: str) -> En
             f"it has: {names}",
             "give the port too",
         )
-    if not found:
-        raise ShuntError(
-            f"service {service} has no backend {backend}",
-            f"it has: {names}",
-            f"see `shunt backend list {service}`",
-        )
-    return found[0]
+    raise ShuntError(
+        f"service {service} has no backend {backend}",
+        f"it has: {names}",
+        f"see `shunt backend list {service}`",
+    )

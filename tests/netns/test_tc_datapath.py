@@ -330,6 +330,20 @@ def test_a_connection_to_another_host_outlives_the_daemon(remote: Host, ip: int)
         assert echoed(client, 100_000)
 
 
+def test_a_connection_outlives_its_backends_removal() -> None:
+    """No backend that is configured has that one's port; what it answers comes from the VIP."""
+    with a_node("tcb") as (host, _):
+        pod = {"name": "pod", "vip": POD[4], "ports": [80], "mode": "local"}
+        gone, other = (f"{POD_ADDR[4]}:{port}" for port in (8080, 8081))
+        host.write("pod", {**pod, "backends": [gone]})
+        host.start()
+        with connect(host, POD[4]) as client:
+            assert client.recv(100)
+            host.write("pod", {**pod, "backends": [other]})
+            host.until(lambda: host.backend("pod", gone)["state"] == "removed", "is removed")
+            assert echoed(client, 100_000)
+
+
 def test_the_programs_go_with_the_last_service_and_cleanup_leaves_nothing() -> None:
     with a_node("tcg") as (host, _):
         describe(host)
