@@ -177,6 +177,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_map_get_fd_by_id": (INT, U),
     "bpf_prog_get_fd_by_id": (INT, U),
     "bpf_map_lookup_elem": (INT, INT, P, P),
+    "bpf_map_create": (INT, INT, c.c_char_p, U, U, U, P),
     "bpf_map_update_elem": (INT, INT, P, P, c.c_uint64),
     "bpf_map_delete_elem": (INT, INT, P),
     "bpf_map_get_next_key": (INT, INT, P, P),
