@@ -159,7 +159,7 @@ fuzz-api: need-root build ## schemathesis against a real shuntd's API; ARGS="--e
 .PHONY: test-systemd
 test-systemd: need-root stage ## Shunt installed on a booted systemd-nspawn machine, with traffic (root)
 	@tools/deps requirements/debian.txt requirements/debian-systemd.txt
-	$(PYTEST) tests/e2e/test_systemd.py $(ARGS)
+	$(PYTEST) $(wildcard tests/e2e/test_systemd*.py) $(ARGS)
 
 .PHONY: test-delivery
 test-delivery: need-root build ## each way of traffic to a VIP, with real keepalived (root)

@@ -57,13 +57,15 @@ class Interface(Answer):
 
 class Closing(Answer):
     """Which sockets are closed when their backends go, how, and how many were; `left`: those that
-    the last sweep could not close."""
+    the last sweep could not close; `barred`: why none of other network namespaces can be, if those
+    are covered."""
 
     which: Literal["udp", "all", "off"]
     by: Literal["iterator", "diagnostics", ""]
     udp: Count
     tcp: Count
     left: Count
+    barred: Error | None
     sweeps: Count
     last_ms: float | None
 

@@ -25,7 +25,7 @@ from shunt.kern.objects import Program
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import Protocol, Settings
 from shunt.sockops.attach import Sockets
-from shunt.sockops.stale import Method, Stale, Swept, method, refusal
+from shunt.sockops.stale import Method, Stale, Swept, barred, method, refusal
 
 log = logging.getLogger("shunt")
 
@@ -60,6 +60,9 @@ class Closing:
         self.closed: Counter[Protocol] = Counter()  # since shuntd started
         self.sweeps = 0
         self.last: Swept | None = None
+        self.elsewhere = False  # whether those of other network namespaces are to be, too
+        self._barred: ShuntError | None = None
+        self._told = False
         self._stale: Stale | None = None
         self._anew: _Wanted | None = None
         self._due, self._ended = asyncio.Event(), asyncio.Event()
@@ -72,6 +75,11 @@ class Closing:
         return self._stale.by if self._stale else None
 
     @property
+    def barred(self) -> ShuntError | None:
+        """What keeps this process from other network namespaces, if it is to go there."""
+        return self._barred if self.elsewhere else None
+
+    @property
     def programs(self) -> list[Program]:
         """Those that are loaded."""
         return self._stale.programs if self._stale else []
@@ -80,6 +88,7 @@ class Closing:
         """Sweep by the socket programs that are in force now."""
         own = self.sockets.maps
         self.which = settings.sockets_close if own else "off"
+        self.elsewhere = self.which != "off" and settings.sockets == "all"
         if self._anew:
             self._anew.close()
         used = {} if self.which == "off" else {**maps, **own}
@@ -114,7 +123,7 @@ class Closing:
                     swept = await _in_thread(self._stale.sweep, self._goes_on)
                     pause_s = swept.took_s * (1 / SHARE - 1)
                     self._note(swept)
-                    trouble = refusal(swept) if swept.left else None
+                    trouble = refusal(swept, self._barred) if swept.left else None
             except ShuntError as e:
                 trouble = e
             except OSError as e:
@@ -134,7 +143,10 @@ class Closing:
             before.close()
         try:
             if anew.maps:
-                self._stale = await _in_thread(_load, anew)
+                self._stale, self._barred = await _in_thread(_load, anew)
+                if self.barred and not self._told:
+                    log.warning("%s", self.barred)
+                self._told = self.barred is not None
         finally:
             anew.close()
 
@@ -175,8 +187,8 @@ def _tell(task: asyncio.Task[None]) -> None:
         log.error("%s any more", WHAT, exc_info=error)
 
 
-def _load(wanted: _Wanted) -> Stale:
-    return Stale(wanted.maps, method(), tcp=wanted.tcp)
+def _load(wanted: _Wanted) -> tuple[Stale, ShuntError | None]:
+    return Stale(wanted.maps, method(), tcp=wanted.tcp), barred()
 
 
 async def _in_thread(work: Callable[..., T], *arguments: object) -> T:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a running shuntd says of itself, judged: the backends whose next hop is not resolved.
+"""What a running shuntd says of itself, judged: the backends whose next hop is not resolved, and
+whether it reaches the sockets that it translates.
 
 Pure: everything follows from its status, as `GET /v1/status` answers.
 """
@@ -27,3 +28,14 @@ def check_resolution(status: Mapping[str, Any]) -> Iterator[Finding]:
     if not status["nexthop_problems"]:
         before = f"; before, {cost}" if slow else ""
         yield Finding(Level.OK, "resolved", f"shuntd has every backend's next hop{before}")
+
+
+def check_closing(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether sockets of other network namespaces are closed when their backends go."""
+    sockets = status["sockets"]
+    closing, check = sockets["closing"], "other namespaces"
+    if barred := closing["barred"]:
+        yield Finding(Level.WARN, check, barred["what"], barred["why"], barred["fix"])
+    elif sockets["scope"] == "all" and closing["by"]:
+        what = "shuntd closes their connections to backends that have gone"
+        yield Finding(Level.OK, check, what)

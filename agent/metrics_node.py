@@ -139,6 +139,11 @@ def _loaded(node: Node) -> list[Program]:
     ]
 
 
+def _elsewhere(node: Node) -> list[Sample]:
+    closing = node.closing
+    return one(not closing.barred) if closing.by and closing.elsewhere else []
+
+
 def _programs(value: Callable[[Runs], float]) -> Callable[[Node], Iterator[Sample]]:
     def read(node: Node) -> Iterator[Sample]:
         for program in _loaded(node):
@@ -189,6 +194,9 @@ NODE = (
     Family("shunt_sockets_stale", "gauge", (),
            "Connections to backends that have gone, which the last sweep could not close.",
            lambda n: one(n.closing.last.left) if n.closing.last else []),
+    Family("shunt_sockets_elsewhere_closed", "gauge", (),
+           "1 if shuntd may close them in every network namespace, 0 if not; absent unless all are"
+           " covered.", _elsewhere),
     Family("shunt_sockets_sweep_seconds", "gauge", (), "What the last sweep for them took.",
            lambda n: one(n.closing.last.took_s) if n.closing.last else []),
     Family("shunt_streams", "gauge", ("way",),

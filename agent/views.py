@@ -137,6 +137,7 @@ def closing(node: Node) -> Json:
         "udp": node.closing.closed[Protocol.UDP],
         "tcp": node.closing.closed[Protocol.TCP],
         "left": last.left if last else 0,
+        "barred": error(barred) if (barred := node.closing.barred) else None,
         "sweeps": node.closing.sweeps,
         "last_ms": round(last.took_s * 1000, 1) if last else None,
     }

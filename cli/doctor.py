@@ -82,7 +82,7 @@ def balancer_findings(
     `state` None: the directory of the daemon, if it answers.
     """
     from shunt.agent.doctor import Finding, Level, check_balancer
-    from shunt.agent.doctor_daemon import check_resolution
+    from shunt.agent.doctor_daemon import check_closing, check_resolution
     from shunt.agent.doctor_speed import check_speed, gather_speed
     from shunt.agent.doctor_trunk import check_trunks
     from shunt.agent.facts import gather_balancer
@@ -109,7 +109,7 @@ def balancer_findings(
     return [
         *check_balancer(facts, configuration),
         *check_trunks(facts, configuration),
-        *(check_resolution(told) if told else ()),
+        *((*check_resolution(told), *check_closing(told)) if told else ()),
         *speed,
         *wrong,
     ]

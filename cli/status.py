@@ -87,7 +87,7 @@ def _lines(shown: Json) -> Iterator[tuple[str, str]]:
     for interface in shown["interfaces"]:
         yield f"interface {interface['name']}", _attached(interface)
     yield "sockets", _covered(shown["sockets"])
-    if closed := _closed(shown["sockets"]["closing"]):
+    for closed in _closed(shown["sockets"]["closing"]):
         yield "", closed
     for left_out in _not_covered(shown["sockets"]):
         yield "", left_out
@@ -166,16 +166,20 @@ def _not_covered(sockets: Json) -> Iterator[str]:
         yield "node ports may be bound by others"
 
 
-def _closed(closing: Json) -> str:
+def _closed(closing: Json) -> Iterator[str]:
     counts = [f"{number(closing[p])} {p.upper()}" for p in ("udp", "tcp") if closing[p]]
     left = f"; {number(closing['left'])} cannot be closed" if closing["left"] else ""
-    return f"closed after backends went: {', '.join(counts) or 0}{left}" if counts or left else ""
+    if counts or left:
+        yield f"closed after backends went: {', '.join(counts) or 0}{left}"
+    if closing["barred"]:
+        yield "NOT CLOSED in every network namespace after backends went: see below"
 
 
 def _show_problems(shown: Json) -> None:
     lines = [f"problem: {problem}" for problem in shown["problems"]]
     aside = [error for found in shown["set_aside"] for error in found["errors"]]
-    for error in [*shown["errors"], *aside, *shown["nexthop_problems"]]:
+    barred = filter(None, [shown["sockets"]["closing"]["barred"]])
+    for error in [*shown["errors"], *aside, *shown["nexthop_problems"], *barred]:
         lines.append(error["what"])
         lines += [f"  {part}: {error[part]}" for part in ("why", "fix") if error[part]]
     if lines:

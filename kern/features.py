@@ -16,16 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shunt.kern import cgroup, libbpf, netdev, sock_diag
+from shunt.kern import capabilities, cgroup, libbpf, netdev, sock_diag
 from shunt.kern.bpffs import BPFFS, kind_of, mount_point
+from shunt.kern.capabilities import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN
 from shunt.lb.errors import ShuntError
 
 KERNEL_MIN = (6, 1)
 MODULES = Path("/lib/modules")
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
-# linux/capability.h
-CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
 _CAPABILITIES = {
     CAP_NET_ADMIN: "CAP_NET_ADMIN",
     CAP_PERFMON: "CAP_PERFMON",
@@ -63,13 +62,12 @@ def kernel(release: str = "") -> Feature:
     )
 
 
-def privileges(status: Path = Path("/proc/self/status")) -> Feature:
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
-    held = int(found[1], 16) if found else 0
+def privileges(status: Path = capabilities.STATUS) -> Feature:
+    held = capabilities.effective(status)
     # Before CAP_BPF there was CAP_SYS_ADMIN, which still includes it.
-    if held >> CAP_SYS_ADMIN & 1:
-        held |= 1 << CAP_BPF | 1 << CAP_PERFMON
-    missing = [name for bit, name in _CAPABILITIES.items() if not held >> bit & 1]
+    if CAP_SYS_ADMIN in held:
+        held |= {CAP_BPF, CAP_PERFMON}
+    missing = [name for number, name in _CAPABILITIES.items() if number not in held]
     return Feature(
         "privileges",
         not missing,

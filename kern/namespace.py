@@ -11,6 +11,8 @@ import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from shunt.kern import capabilities
+
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Python does not have it
 CLONE_NEWNET = 0x40000000
 PROC, NAMED = Path("/proc"), Path("/run/netns")
@@ -76,6 +78,28 @@ def enter(path: Path) -> None:
             raise OSError(code, os.strerror(code), str(path))
     finally:
         os.close(fd)
+
+
+def no_entry() -> str:
+    """What keeps this process from entering others; empty if nothing does.
+
+    It tries the way into its own: the kernel and a seccomp filter ask the same of that. Not to be
+    asked of the main thread (`enter`).
+    """
+    try:
+        enter(PROC / "thread-self/ns/net")
+    except OSError as e:
+        if capabilities.CAP_SYS_ADMIN in capabilities.effective():
+            return f"setns() is refused in spite of CAP_SYS_ADMIN: {e.strerror}"
+        return "CAP_SYS_ADMIN is missing, to enter them"
+    return ""
+
+
+def no_sight() -> str:
+    """What keeps this process from finding those without a name; empty if nothing does."""
+    if capabilities.CAP_SYS_PTRACE in capabilities.effective():
+        return ""
+    return "CAP_SYS_PTRACE is missing, to find those that have no name"
 
 
 def named(directory: Path) -> dict[int, str]:

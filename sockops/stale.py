@@ -26,6 +26,8 @@ from shunt.lb.errors import ShuntError
 from shunt.lb.model import Protocol
 
 OBJECT = Path(__file__).parent / "stale.bpf.o"
+# Where `make install` puts it, seen from PREFIX/lib/shunt/shunt/sockops; a checkout has none there.
+DROP_IN = (Path(__file__).resolve() / "../../../../../share/shunt/namespaces.conf").resolve()
 # What is found is closed; what came meanwhile, or was missed where the kernel's own lists changed
 # under the iterator, is found by another round.
 ROUNDS = 4
@@ -203,11 +205,33 @@ def _target(found: Records) -> sock_diag.Target:
     )
 
 
-def refusal(swept: Swept) -> ShuntError:
-    """What is told of sockets that a sweep could not close."""
+def barred(drop_in: Path = DROP_IN) -> ShuntError | None:
+    """What keeps this process from the sockets of other network namespaces; None if nothing does.
+
+    Not to be asked of the main thread.
+    """
+    entry, sight = namespace.no_entry(), namespace.no_sight()
+    if not entry and not sight:
+        return None
+    where = "other network namespaces" if entry else "network namespaces that have no name"
+    fix = "start shuntd with CAP_SYS_ADMIN and CAP_SYS_PTRACE, and let it call setns()"
+    if drop_in.exists():
+        fix = (
+            f"install -D -m 644 -t /etc/systemd/system/shuntd.service.d {drop_in}"
+            " && systemctl daemon-reload && systemctl restart shuntd"
+        )
+    return ShuntError(
+        f"connections to backends that have gone are not closed in {where}",
+        f"shuntd may not go there: {'; '.join(filter(None, (entry, sight)))}",
+        fix,
+    )
+
+
+def refusal(swept: Swept, barred: ShuntError | None) -> ShuntError:
+    """What is told of sockets that a sweep could not close, by a process that is barred, or not."""
+    off = "set `sockets: {close: off}`"
     return ShuntError(
         f"connections to backends that have gone cannot be closed: {swept.left}",
         "; ".join(swept.refused) or "they come as fast as they are closed",
-        "let shuntd enter other network namespaces (docs/operations.md, Connections to backends"
-        " that have gone), or set `sockets: {close: off}`",
+        f"{barred.fix}  # or {off}" if barred else off,
     )

@@ -30,8 +30,8 @@ from shunt.lab.reports import Plan, Target
 from shunt.lab.scenario import SERVICES
 from shunt.lab.servers import Servers
 from shunt.lab.shuntd import SETTINGS
-from shunt.lab.topology import Lab
 from shunt.lab.traffic import Traffic
+from tests.e2e.installed import Installed
 from tests.e2e.machine import ROOT, Machine
 from tests.e2e.programs import Programs, checking
 from tests.scenes import lab_with_servers, nothing_lost
@@ -55,8 +55,7 @@ LISTING = (
 
 
 @dataclass
-class Scene:
-    machine: Machine
+class Scene(Installed):
     servers: dict[str, Servers]
     traffic: Traffic
     before: str = ""
@@ -64,25 +63,9 @@ class Scene:
     def nothing_lost(self) -> AbstractContextManager[object]:
         return nothing_lost(self.traffic)
 
-    def pid(self) -> int:
-        """Of the daemon, as the machine counts; 0 if there is none."""
-        return int(self.machine.run("systemctl", "show", "-P", "MainPID", "shuntd"))
-
-    def restarted(self, before: int) -> bool:
-        active = self.machine.run("systemctl", "is-active", "shuntd", check=False).strip()
-        return active == "active" and self.pid() not in (0, before)
-
-    def status(self) -> Any:
-        return json.loads(self.machine.run("shunt", "status", "-o", "json"))
-
     def troubles(self) -> Any:
-        """Of checks. The status may tell of problems too, with exit code 1."""
-        shown = self.machine.run("shunt", "status", "-o", "json", check=False)
-        return json.loads(shown)["checks"]["troubles"]
-
-    def records(self, *matches: str) -> list[dict[str, str]]:
-        shown = self.machine.run("journalctl", "-o", "json", "--all", "-u", "shuntd", *matches)
-        return [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+        """Of checks."""
+        return self.status(check=False)["checks"]["troubles"]
 
 
 def plan() -> Plan:
@@ -110,20 +93,11 @@ def scene() -> Iterator[Scene]:
         lab, servers = stack.enter_context(lab_with_servers(balancer_count=1, backend_count=2))
         machine = stack.enter_context(Machine(lab, lab.balancers[0]))
         before = machine.shell(LISTING)
-        _install(machine, lab)
+        Installed(machine).install(SETTINGS, [s.document(lab.backends) for s in SERVICES])
+        machine.until(lambda: _all_up(machine), "finds every backend up")
         traffic = stack.enter_context(Traffic(lab.client, plan(), lab.directory))
         traffic.wait_established(60)
         yield Scene(machine, servers, traffic, before)
-
-
-def _install(machine: Machine, lab: Lab) -> None:
-    machine.run(str(ROOT / "tools/install"))
-    machine.write("/etc/shunt/shunt.yaml", yaml.safe_dump(dict(SETTINGS)))
-    for service in SERVICES:
-        document = yaml.safe_dump(service.document(lab.backends))
-        machine.write(f"/etc/shunt/services.d/{service.name}.yaml", document)
-    machine.run("systemctl", "enable", "--now", "shuntd")
-    machine.until(lambda: _all_up(machine), "finds every backend up")
 
 
 def _all_up(machine: Machine) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import os
 import signal
 import socket
 import threading
@@ -167,6 +168,17 @@ def test_sockets_that_are_not_connected_any_more(node: Node) -> None:
             assert fate(sock) is GOES_ON
             assert say_to(sock, VIP) == ("be1", (VIP, 7))
         assert closing(node)["udp"] == len(udp.of["be2"]) - 1
+
+
+def test_whoever_sends_first_is_told_so_too(node: Node) -> None:
+    with contextlib.ExitStack() as stack:
+        udp = Sockets(stack, node, VIP, UDP)
+        sock = udp.of["be2"][0]
+        with swept(node, BOTH):
+            serve(node, 1)
+        with pytest.raises(OSError, match=os.strerror(errno.EDESTADDRREQ)):
+            sock.send(b"question")
+        assert fate(sock) == errno.ECONNABORTED
 
 
 def test_nothing_is_closed_with_close_off(node: Node) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shunt.agent.doctor import Level, check_balancer
-from shunt.agent.doctor_daemon import check_resolution
+from shunt.agent.doctor_daemon import check_closing, check_resolution
 from shunt.agent.doctor_trunk import check_trunks
 from shunt.agent.facts import DeviceFacts
 from shunt.kern.netdev import Device
@@ -104,3 +104,18 @@ def test_backends_that_are_not_resolved_are_named_with_their_cost(slow: int) -> 
     (fine,) = check_resolution(status)
     assert fine.level is Level.OK
     assert ("12 packets" in fine.what) == bool(slow)
+
+
+def test_a_shuntd_that_may_not_go_into_other_namespaces() -> None:
+    barred = {"what": "not closed", "why": "it is not allowed", "fix": "install it"}
+    closing: dict[str, Any] = {"by": "iterator", "barred": barred}
+    status = {"sockets": {"scope": "all", "closing": closing}}
+    found = only(list(check_closing(status)))
+    assert (found.level, found.what, found.fix) == (Level.WARN, "not closed", "install it")
+    closing["barred"] = None
+    (fine,) = check_closing(status)
+    assert fine.level is Level.OK
+    closing["by"] = ""  # it is not to close any
+    assert list(check_closing(status)) == []
+    status["sockets"].update(scope="host", closing={"by": "iterator", "barred": None})
+    assert list(check_closing(status)) == []
