@@ -53,14 +53,15 @@ class SocketList(Answer):
 
 
 class ExplainSocket(Answer):
-    """A call of a process on this node. `source`: the address that its socket is bound to. `netns`:
-    the cookie of its network namespace, as the list of sockets has it; shuntd's own if it is left
-    away. `cgroup`: the path of its control group. `ipv6_only`: it has IPV6_V6ONLY."""
+    """A call of a process on this node. `vip`, `port`: the address that it names; with bind, what
+    would be bound. `source`: the address that its socket is bound to. `netns`: the cookie of its
+    network namespace, as the list of sockets has it; shuntd's own if it is left away. `cgroup`: the
+    path of its control group. `ipv6_only`: it has IPV6_V6ONLY."""
 
     vip: Annotated[str, Meta(min_length=2, max_length=64)]
-    port: Annotated[int, Meta(ge=1, le=65535)]
+    port: Annotated[int, Meta(ge=0, le=65535)]
     protocol: Literal["tcp", "udp"] = "tcp"
-    call: Literal["connect", "sendto"] = "connect"
+    call: Literal["connect", "sendto", "bind"] = "connect"
     source: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
     netns: Number | UnsetType = UNSET
     cgroup: Annotated[str, Meta(max_length=4095)] | UnsetType = UNSET
@@ -69,11 +70,13 @@ class ExplainSocket(Answer):
 
 class ExplainedSocket(Answer):
     """What would become of the call. `verdict`: the address is left as it is, a backend's is put in
-    its place, or the call fails."""
+    its place, or the call fails. `service`: with bind, all that have the port. `fix`: what to do
+    about a refused bind."""
 
     verdict: Literal["pass", "translate", "refuse"]
     reason: str
     service: str
     backend: str
     text: str
+    fix: str
     steps: list[Step]

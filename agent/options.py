@@ -31,6 +31,7 @@ def flags(options: Options, flag: Any) -> int:
         | (flag.RATE if options.rate else 0)
         | (flag.QUIC if options.quic else 0)
         | (0 if options.sockets else flag.NO_SOCKETS)
+        | (flag.NODE if options.node else 0)
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -16,21 +16,21 @@ from msgspec import UNSET
 
 from shunt.agent.answers import Refused, answer, body
 from shunt.agent.api_types_sockets import ExplainSocket
+from shunt.agent.bind_explain import Bind
 from shunt.agent.node import Node
 from shunt.agent.options import SET_BITS
 from shunt.agent.service_views import Json, names
-from shunt.agent.step_views import Teller, Told
+from shunt.agent.socket_asked import Asked, is_mapped, raw, senseless
+from shunt.agent.step_views import Told
 from shunt.agent.twin import Twin
-from shunt.kern import cgroup, namespace
+from shunt.kern import namespace
 from shunt.lb import slots as slot
-from shunt.lb.compile import mapped, unmapped
+from shunt.lb.compile import unmapped
 from shunt.lb.errors import ShuntError
 from shunt.lb.model import IPAddress, Protocol
 from shunt.sockops.dry import DrySockets
 
-VERDICTS = {"PASS": "pass", "TO_BACKEND": "translate", "REFUSED": "refuse"}
-
-# What a reason means for who asks why, but those that no question leads to.
+# What a reason means for who asks why, but those of a bind() and those that no question leads to.
 REASONS: Mapping[str, str] = {
     "PASS_NOT_OURS": "the call is left as it is: no service has this address and port",
     "PASS_NAMESPACE": "the call is left as it is: only this host's network namespace is covered"
@@ -47,11 +47,11 @@ REASONS: Mapping[str, str] = {
     "REFUSED_NO_BACKEND": "the call fails with ECONNREFUSED: service {service} has no backend",
     "REFUSED_SOURCE": "the call fails with EPERM: service {service} does not serve this client",
 }
-UNASKED = ("PASS_CHECK", "PASS_BIND", "REFUSED_NO_MEMORY", "REFUSED_NODE_PORT")
+UNASKED = ("PASS_CHECK", "REFUSED_NO_MEMORY")
 
 
 class SocketExplainer:
-    """The dry program of sockets' calls."""
+    """The dry programs of sockets' calls."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -66,13 +66,15 @@ class SocketExplainer:
         sockets = self.node.sockets
         if not sockets.maps:
             why = f"sockets are covered by nothing: `sockets: {sockets.scope}`"
-            fix = "see `shunt status`; every call sees VIPs as they are"
+            fix = "see `shunt status`; every call sees VIPs as they are, and may bind any port"
             raise Refused(409, ShuntError("no call is translated", why, fix))
         return sockets.maps["sock_clients"]
 
     def _load(self) -> DrySockets:
         sockets = self.node.sockets
-        return DrySockets(self.node.datapath.maps, sockets.maps, excludes=bool(sockets.excluded))
+        excludes, netns = bool(sockets.excluded), namespace.cookie()
+        maps = self.node.datapath.maps
+        return DrySockets(maps, sockets.maps, excludes=excludes, netns=netns)
 
     async def respond(self, request: web.Request) -> web.Response:
         """Explain one call."""
@@ -83,29 +85,32 @@ class SocketExplainer:
             vip = ip_address(wanted.vip)
             source = None if wanted.source is UNSET else ip_address(wanted.source)
         except (msgspec.ValidationError, ValueError) as e:
-            raise _senseless(str(e)) from e
-        if wanted.call == "sendto" and wanted.protocol != "udp":
-            raise _senseless("sendto is UDP's")
+            raise senseless(str(e)) from e
+        _check(wanted)
         dry = await self._twin.ready()
+        if wanted.call == "bind":
+            return answer(Bind(self.node, wanted, vip).decided(dry))
         return answer(_Call(self.node, wanted, vip, source).decided(dry))
 
 
-class _Call(Teller):
-    """One call, asked and told."""
+def _check(wanted: ExplainSocket) -> None:
+    """Raises: Refused for what no call can be."""
+    if wanted.call == "sendto" and wanted.protocol != "udp":
+        raise senseless("sendto is UDP's")
+    if wanted.call == "bind" and wanted.source is not UNSET:
+        raise senseless("what is to be bound is `vip`, with bind: a socket is bound once")
+    if wanted.call != "bind" and not wanted.port:
+        raise senseless("port 0 can be bound, and nobody can be asked there")
+
+
+class _Call(Asked):
+    """One connect() or sendto(), asked and told."""
 
     def __init__(
         self, node: Node, asked: ExplainSocket, vip: IPAddress, source: IPAddress | None
     ) -> None:
-        self.node, self.tables, self.btf = node, node.tables, node.datapath.btf
-        self.asked, self.vip, self.source = asked, vip, source
-        self.own = namespace.cookie()
-        self.netns = self.own if asked.netns is UNSET else asked.netns
-        shown = (isinstance(vip, IPv6Address) and vip.ipv4_mapped) or vip
-        self.packet = {
-            "destination": str(shown),
-            "destination_port": asked.port,
-            "protocol": asked.protocol,
-        }
+        super().__init__(node, asked, vip)
+        self.source = source
 
     def decided(self, dry: DrySockets) -> Json:
         """The whole, as api_types_sockets.ExplainedSocket."""
@@ -113,7 +118,7 @@ class _Call(Teller):
         if self.netns != self.own and self.node.sockets.scope == "host":
             reason = "PASS_NAMESPACE"
         else:
-            found, way = dry.ask(self._groups(), **self._ask())
+            found, way = dry.ask(self.groups(), **self._ask())
             steps = [told for step in way if (told := self._tell(step))]
             reasons = names(self.node.sockets.btf, "sock_reason", "SOCK_")
             reason = reasons(int(found["reason"])).name
@@ -127,24 +132,14 @@ class _Call(Teller):
         if reason == "TO_BACKEND_CONNECT" and self._asks_for_redirection(service):
             steps.append(self._stream())
         text = REASONS[reason].format(service=service or "?", backend=named)
-        verdict = next(v for begin, v in VERDICTS.items() if reason.startswith(begin))
-        label = reason.lower().replace("_", "-")
-        facts = {"verdict": verdict, "reason": reason}
-        steps.append({"step": "verdict", "text": f"{text} ({label})", "facts": facts})
-        return {
-            "verdict": verdict,
-            "reason": reason,
-            "service": service,
-            "backend": named if verdict == "translate" else "",
-            "text": text,
-            "steps": steps,
-        }
+        shown = named if reason.startswith("TO_BACKEND") else ""
+        return self.concluded(reason, text, steps, service=service, backend=shown)
 
     def _ask(self) -> Json:
         return {
             "netns": self.netns,
             "now_ns": time.monotonic_ns(),
-            "vip": _raw(self.vip),
+            "vip": raw(self.address),
             "port": self.asked.port,
             "proto": Protocol[self.asked.protocol.upper()],
             "families": self._families(),
@@ -154,30 +149,14 @@ class _Call(Teller):
     def _families(self) -> int:
         """As families_of() of sockops/family.h, and sendmsg() of either family."""
         family: Any = self.node.sockets.btf.enum("sock_family", "SOCK_")
-        if self.vip.version == 4:
+        if self.address.version == 4:
             return int(family.IPV4)
         if self.asked.call == "sendto":
-            return int(family.IPV4 if _is_mapped(self.vip) else family.IPV6)
+            return int(family.IPV4 if is_mapped(self.address) else family.IPV6)
         if self.source is None or not int(self.source):
             return int(family.IPV6 if self.asked.ipv6_only else family.IPV4 | family.IPV6)
-        one = self.source.version == 4 or _is_mapped(self.source)
+        one = self.source.version == 4 or is_mapped(self.source)
         return int(family.IPV4 if one else family.IPV6)
-
-    def _groups(self) -> list[int]:
-        root, path = self.node.sockets.cgroup, self.asked.cgroup
-        if path is UNSET or root is None:
-            return []
-        try:
-            if ".." in path.split("/"):
-                raise ValueError("`..` names none")
-            return cgroup.line(root, path)
-        except (OSError, ValueError) as e:
-            problem = ShuntError(
-                f"there is no control group {path[:80]!r}",
-                str(e),
-                "name it as /proc/PID/cgroup shows it behind `0::`",
-            )
-            raise Refused(404, problem) from e
 
     def _source(self, source_set: int, backend: int, reason: str) -> tuple[str, Json]:
         """As check_source() of sockops/client.h. The kernel looks it up in the map itself."""
@@ -191,7 +170,7 @@ class _Call(Teller):
             return "PASS_SOURCE_UNKNOWN", {"step": "source", "text": text, "facts": {}}
         sources = self.tables.maps["sources"]
         key = sources.new_keys(1)
-        key["prefix_bits"], key["set"], key["addr"] = SET_BITS + 128, source_set, _raw(own)
+        key["prefix_bits"], key["set"], key["addr"] = SET_BITS + 128, source_set, raw(own)
         rule = sources.lookup(key)
         served = rule is not None and bool(rule["allow"])
         self.packet["source"] = str(own)
@@ -229,18 +208,3 @@ class _Call(Teller):
         said = "is" if known else "would be"
         text = f"the network namespace {said} remembered, with {self._owner(backend)}"
         return text, {"backend": self._backend(backend), "known": bool(known)}
-
-
-def _is_mapped(address: IPAddress) -> bool:
-    return isinstance(address, IPv6Address) and address.ipv4_mapped is not None
-
-
-def _raw(address: IPAddress) -> Any:
-    return np.frombuffer(mapped(address), np.uint8)
-
-
-def _senseless(why: str) -> Refused:
-    problem = ShuntError(
-        "the request is not one for explain", why, 'send {"vip": ADDRESS, "port": PORT, ...}'
-    )
-    return Refused(422, problem)

@@ -15,19 +15,24 @@ import numpy as np
 from shunt.agent.closing import Closing
 from shunt.agent.events import Event, about, log
 from shunt.agent.troubles import Troubles
-from shunt.ipam.node import node_ports
+from shunt.ipam.node import holders, node_ports
 from shunt.kern.inotify import Watch
 from shunt.kern.maps import Map
 from shunt.kern.ring import Ring
 from shunt.lb.compile import unmapped
 from shunt.lb.errors import ShuntError
-from shunt.lb.model import Port, Protocol, Service, Settings
+from shunt.lb.model import IPAddress, Port, Protocol, Service, Settings
 from shunt.sockops.attach import Sockets
 
 # The ring has room for some seventy: so many are told in a second at most.
 TELL_S = 1.0
 # A program that tries again and again is told of once in so long.
 AGAIN_S = 60.0
+# What to do about a bind() that was refused.
+INSTEAD = (
+    "let the program listen on another port or on an address that the service has not, or write"
+    " `sockets: {node_ports: share}`"
+)
 
 
 class SocketUpkeep:
@@ -110,23 +115,30 @@ class SocketUpkeep:
             return
         self._told = {k: v for k, v in self._told.items() if now - v[0] < 2 * AGAIN_S}
         self._told[key] = now, 0
-        _log(refused, program, port, times, self._owners(port))
+        address = unmapped(key[1]) if any(key[1]) else None
+        versions = (4, 6) if address is None else (address.version,)
+        found = holders(self._services.values(), port, versions)
+        _log(refused, program, address, port, times, ", ".join(found[:3]) or "(just removed)")
 
-    def _owners(self, port: Port) -> str:
-        found = sorted(s.name for s in self._services.values() if s.node and port in s.ports)
-        return ", ".join(found[:3]) or "(just removed)"
+
+def unreached(port: Port, owners: str) -> str:
+    """Why nobody may listen on a port of services that have it."""
+    return (
+        f"{port} is a port of service {owners} on this node's addresses: what clients send there"
+        " would never reach a listener"
+    )
 
 
-def _log(refused: Any, program: str, port: Port, times: int, owners: str) -> None:
-    address, pid = refused["addr"].tobytes(), int(refused["pid"])
-    where = f"{unmapped(address)}, port {port}" if any(address) else f"every address, port {port}"
+def _log(
+    refused: Any, program: str, address: IPAddress | None, port: Port, times: int, owners: str
+) -> None:
+    pid = int(refused["pid"])
+    where = f"{address or 'every address'}, port {port}"
     before = f" (and {times} times before)" if times else ""
     error = ShuntError(
         f"bind() of {program!r} (pid {pid}) to {where} was refused{before}",
-        f"{port} is a port of service {owners} on this node's addresses: what clients send there"
-        " would never reach a listener",
-        "let the program listen on another port or on an address that the service has not, or"
-        " write `sockets: {node_ports: share}`",
+        unreached(port, owners),
+        INSTEAD,
     )
     fields = {"port": port, "program": program, "pid": pid, "service": owners}
     log.warning("%s", error, extra=about(Event.BIND_REFUSED, **fields))

@@ -134,7 +134,8 @@ enum svc_flag {
 	SVC_SOURCES = 4,     /* only some clients are served */
 	SVC_RATE = 8,	     /* new connections of a client network are limited */
 	SVC_QUIC = 16,	     /* connection ids name their backends */
-	SVC_NO_SOCKETS = 32, /* sockets see its VIPs; packets never look at this one */
+	SVC_NO_SOCKETS = 32, /* sockets see its VIPs; packets never look at this one, */
+	SVC_NODE = 64,	     /* nor at this: it asks for this node's own addresses */
 };
 
 /* With SVC_HASH_CLIENT these bits of a flow's hash are the flow's own, so that a client's flows

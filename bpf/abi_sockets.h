@@ -138,6 +138,21 @@ struct sock_try { /* the syscall program's context */
 	__u64 cgroups[CGROUP_LEVELS]; /* of the process, from the outermost; then zeros */
 };
 
+struct bind_ask {      /* what a bind()'s end depends on, beside the tables */
+	__u64 netns;   /* the namespace's cookie */
+	__u8 addr[16]; /* IPv6, or IPv4-mapped; zero: every one */
+	__be16 port;
+	__u8 proto;
+	__u8 ipv6_only; /* 1: the socket has IPV6_V6ONLY */
+	__u32 pad0;
+};
+
+struct bind_try { /* the syscall program's context */
+	struct bind_ask ask;
+	__u32 reason; /* enum sock_reason */
+	__u32 pad0;
+};
+
 /* Constants of the loaded socket programs. */
 struct sock_config {
 	__u64 netns;	     /* the cookie of this node's own network namespace */

@@ -17,7 +17,8 @@
 
 /* Behind each, what a step's `a` and `b` are. */
 enum step_kind {
-	STEP_PORT,     /* whether anybody serves the packet's port */
+	STEP_PORT,	/* whether anybody serves the packet's port */
+	STEP_NODE_PORT, /* of a bind(): whether a service has it on this node's addresses; 1: IPv6's */
 	STEP_FRONTEND, /* the service, 0 = none; 1: of a frontend with every port */
 	STEP_SERVICE,  /* enum mode; enum svc_flag */
 	STEP_SOURCE,   /* whether the client is served; the set in map sources */

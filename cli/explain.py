@@ -18,7 +18,7 @@ from shunt.cli.render import endpoint
 from shunt.cli.sockets import explain_call
 
 Json = dict[str, Any]
-CALLS = ("connect", "sendto")
+CALLS = ("connect", "sendto", "bind")
 # A request takes 64 KiB.
 BATCH_BYTES, BATCH = 40_000, 200
 
@@ -74,7 +74,8 @@ def explain(
     each packet is explained as if it were the next to come. With --proto icmp, an echo request
     between addresses without ports; with --proto sctp an INIT, or DATA if there is a payload.
 
-    With --from socket: what a call of a process on this host gets in a VIP's place.
+    With --from socket: what a call of a process on this host gets in a VIP's place; with --call
+    bind, whether --to may be bound, or is a service's port.
     """
     if source == "socket":
         of = {"source": bound, "cgroup": cgroup, "netns": netns, "ipv6_only": ipv6_only or None}
@@ -108,6 +109,8 @@ def _explain_call(
 ) -> None:
     if destination is None or proto not in ("tcp", "udp"):
         raise click.UsageError("--from socket goes with --to ADDR:PORT, and with TCP or UDP")
+    if call == "bind" and of["source"] is not None:
+        raise click.UsageError("with --call bind, --to is what is bound: leave --bound away")
     vip, port = address_port(destination, True)
     body: Json = {"vip": str(vip), "port": port, "protocol": proto, "call": call}
     explain_call(options, body | {key: value for key, value in of.items() if value is not None})

@@ -104,6 +104,8 @@ def explain_call(options: Options, body: Json) -> None:
         render.print_json(found)
         return
     print(f"{body['call']}() of {body['protocol']} to {endpoint(body['vip'], body['port'])}")
-    width = max(len(step["step"]) for step in found["steps"])
-    for step in found["steps"]:
-        print(f"  {step['step'].ljust(width)}  {step['text']}")
+    told = [(step["step"], step["text"]) for step in found["steps"]]
+    told += [("fix", found["fix"])] if found["fix"] else []
+    width = max(len(name) for name, _ in told)
+    for name, text in told:
+        print(f"  {name.ljust(width)}  {text}")

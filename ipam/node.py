@@ -6,7 +6,7 @@ A service that names an address itself counts more, for the ports that it has th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -54,13 +54,20 @@ def _resolve(service: Service, own: Iterable[IPAddress], named: set[Frontend]) -
 
 def node_ports(services: Iterable[Service]) -> set[tuple[int, Port]]:
     """What resolved services have on this host's addresses, by IP version; not SCTP's."""
-    return {
-        (f.vip.version, Port(f.port, f.protocol))
-        for service in services
-        if service.node
-        for f in service.frontends()
-        if f.protocol is not Protocol.SCTP and any(covers(n, f.vip) for n in service.node)
-    }
+    return {each for service in services for each in _ports_of(service)}
+
+
+def holders(services: Iterable[Service], port: Port, versions: Collection[int]) -> list[str]:
+    """The names of those resolved services that have a port on this host's addresses of these IP
+    versions."""
+    asked = {(version, port) for version in versions}
+    return sorted(s.name for s in services if port in s.ports and asked & set(_ports_of(s)))
+
+
+def _ports_of(service: Service) -> Iterator[tuple[int, Port]]:
+    for f in service.frontends() if service.node else ():
+        if f.protocol is not Protocol.SCTP and any(covers(n, f.vip) for n in service.node):
+            yield f.vip.version, Port(f.port, f.protocol)
 
 
 def trouble(service: Service) -> ShuntError | None:

@@ -71,6 +71,7 @@ class Options(Struct, frozen=True, gc=False):
     rate: RateLimit | None = None
     quic: Quic | None = None
     sockets: bool = True
+    node: bool = False  # it asks for this node's own addresses
 
 
 NO_OPTIONS = Options()  # as almost every service has them: one for all
@@ -150,6 +151,7 @@ def compile_target(
         None if udp else service.rate,
         quic,
         service.sockets,
+        bool(service.node),
     )
     return Target(
         name=name,

@@ -27,7 +27,7 @@ _MASK = (1 << 64) - 1
 _SVC_SHIFT, _SVC_BITS, _REACH_SHIFT = 32, 24, 56
 _SHORTCUT_SVC_SHIFT, _SHORTCUT_MODE_SHIFT = 40, 38
 SHORTCUT_MODES = 2, 3  # MODE_DSR_IPIP, MODE_DSR_L2
-NO_SOCKETS = 32  # SVC_NO_SOCKETS: no packet cares
+UNSEEN = 32 | 64  # SVC_NO_SOCKETS, SVC_NODE: no packet cares
 _KEY = np.uint64((1 << _REACH_SHIFT) - 1)  # of an entry's third word, all but the reach
 
 
@@ -44,7 +44,7 @@ def shortcut(svc: int, mode: int, flags: int, region: int) -> int:
 
     Units: `mode`, `flags` and `region` as that record, struct svc_val, has them.
     """
-    if mode not in SHORTCUT_MODES or flags & ~NO_SOCKETS or region >> _SHORTCUT_MODE_SHIFT:
+    if mode not in SHORTCUT_MODES or flags & ~UNSEEN or region >> _SHORTCUT_MODE_SHIFT:
         return 0
     return svc << _SHORTCUT_SVC_SHIFT | mode << _SHORTCUT_MODE_SHIFT | region
 

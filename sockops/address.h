@@ -42,4 +42,22 @@ static __always_inline void read_address(struct bpf_sock_addr *ctx, bool ipv6, _
 		map_ipv4(addr, ctx->user_ip4);
 }
 
+/* What the socket is bound to; zero: nothing yet. */
+static __always_inline void read_own(const struct bpf_sock *sk, bool ipv6, __u8 *addr)
+{
+	if (ipv6)
+		read_ipv6(addr, sk->src_ip6);
+	else
+		map_ipv4(addr, sk->src_ip4);
+}
+
+/* What a datagram is sent from. */
+static __always_inline void read_source(struct bpf_sock_addr *ctx, bool ipv6, __u8 *addr)
+{
+	if (ipv6)
+		read_ipv6(addr, ctx->msg_src_ip6);
+	else
+		map_ipv4(addr, ctx->msg_src_ip4);
+}
+
 #endif

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The decision as `shunt explain` asks for it: of the same source as the live one, telling its steps
- * (bpf/step.h) and writing to no map. What is compiled away here, or there, costs no socket anything.
+ * The decisions as `shunt explain` asks for them: of the same source as the live ones, telling their
+ * steps (bpf/step.h) and writing to no map. What is compiled away here, or there, costs no socket
+ * anything.
  *
  * Source ranges are the caller's to look at: programs of this type may not use such a map.
  */
 #define DRY_RUN 1
+#include "bind.h"
 #include "excluded.h"
 
 const volatile struct sock_config config = {};
@@ -32,6 +34,15 @@ int shunt_sock_try(struct sock_try *ctx)
 	else if (service)
 		choose_of(&answer, &ask, service);
 	ctx->answer = answer;
+	return 0;
+}
+
+SEC("syscall")
+int shunt_bind_try(struct bind_try *ctx)
+{
+	struct bind_ask ask = ctx->ask;
+
+	ctx->reason = try_bind(&ask, config.netns, config.services_mask);
 	return 0;
 }
 

@@ -16,6 +16,7 @@
 #include "excluded.h"
 #include "family.h"
 #include "kept.h"
+#include "refused.h"
 
 const volatile struct sock_config config = {};
 
@@ -107,10 +108,7 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool ipv6)
 	if (reason == SOCK_TO_BACKEND_CONNECT && answer.sources) {
 		__u8 own[16] __attribute__((aligned(8)));
 
-		if (ipv6)
-			read_ipv6(own, sk->src_ip6);
-		else
-			map_ipv4(own, sk->src_ip4);
+		read_own(sk, ipv6, own);
 		reason = check_source(&ask, &answer, own, config.netns);
 	}
 	if (reason != SOCK_TO_BACKEND_CONNECT)
@@ -166,10 +164,7 @@ static __always_inline int on_sendmsg(struct bpf_sock_addr *ctx, bool ipv6)
 	if (reason == SOCK_TO_BACKEND_CONNECT && answer.sources) {
 		__u8 own[16] __attribute__((aligned(8)));
 
-		if (ipv6)
-			read_ipv6(own, ctx->msg_src_ip6);
-		else
-			map_ipv4(own, ctx->msg_src_ip4);
+		read_source(ctx, ipv6, own);
 		reason = check_source(&ask, &answer, own, config.netns);
 	}
 	if (reason != SOCK_TO_BACKEND_CONNECT) {
@@ -260,17 +255,19 @@ int shunt_peername6(struct bpf_sock_addr *ctx)
 
 static __always_inline int on_bind(struct bpf_sock_addr *ctx, bool ipv6)
 {
-	__u8 addr[16] __attribute__((aligned(8)));
-	struct bpf_sock *sk = ctx->sk;
+	struct bind_ask ask = {
+		.netns = bpf_get_netns_cookie(ctx),
+		.port = ctx->user_port,
+		.proto = ctx->protocol,
+		.ipv6_only = ipv6 && is_ipv6_only(ctx->sk, ctx->protocol),
+	};
+	__u32 reason;
 
-	/* Whatever `sockets` covers: node ports are this namespace's. */
-	if (!sk || bpf_get_netns_cookie(ctx) != config.netns)
-		return leave(SOCK_PASS_NAMESPACE);
-	read_address(ctx, ipv6, addr);
-	if (!takes_node_port(ctx, ipv6, addr, config.services_mask))
-		return leave(SOCK_PASS_BIND);
-	tell_refused(ctx, addr);
-	return leave(SOCK_REFUSED_NODE_PORT);
+	read_address(ctx, ipv6, ask.addr);
+	reason = try_bind(&ask, config.netns, config.services_mask);
+	if (reason == SOCK_REFUSED_NODE_PORT)
+		tell_refused(&ask);
+	return leave(reason);
 }
 
 SEC("cgroup/bind4")

@@ -31,6 +31,13 @@ SERVICES: dict[str, dict[str, Any]] = {
     },
     # A VIP that is an address of the node, and named: whoever serves it may listen there.
     "named": {"vip": "203.0.113.2", "ports": [30070], "backends": [f"{BE1}:80"]},
+    # So it may where another service has the same port on the others.
+    "named-too": {
+        "vip": "203.0.113.2",
+        "ports": [WEB, f"{DNS}/udp"],
+        "mode": "dsr-ipip",
+        "backends": [BE1],
+    },
 }
 
 
@@ -82,6 +89,8 @@ REFUSED = [
 ALLOWED = [
     ("127.0.0.1", WEB, TCP),  # no address that the service has
     ("203.0.113.2", WEB, TCP),
+    ("::ffff:203.0.113.2", WEB, TCP),
+    ("203.0.113.2", DNS, UDP),
     ("::1", SIX, TCP),
     ("0.0.0.0", WEB, UDP),  # another protocol's
     ("0.0.0.0", DNS, TCP),
@@ -183,6 +192,18 @@ def test_an_address_that_comes_is_the_services_too(node: Node) -> None:
         node.until(lambda: bind(node, "10.9.1.77", WEB) == errno.EADDRINUSE, "takes it")
     finally:
         node.here.ip("addr del 10.9.1.77/24 dev eth1")
+
+
+def test_an_address_that_another_service_names_is_its_servers(node: Node) -> None:
+    assert bind(node, "fd09:2::1", BOTH) == errno.EADDRINUSE
+    six = {"name": "six", "vip": "fd09:2::1", "ports": [BOTH], "backends": [SIX1]}
+    node.write("six", {**six, "health": "none"})
+    try:
+        node.until(lambda: bind(node, "fd09:2::1", BOTH) == 0, "is yielded")
+        assert bind(node, "fd09:1::1", BOTH) == bind(node, "::", BOTH) == errno.EADDRINUSE
+    finally:
+        (node.services / "six.yaml").unlink()
+        node.until(lambda: bind(node, "fd09:2::1", BOTH) == errno.EADDRINUSE, "is taken again")
 
 
 def test_the_switch(node: Node) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from shunt.agent import bind_explain
 from shunt.agent.socket_explain import REASONS, UNASKED
 from shunt.kern import cgroup
 from shunt.kern.maps import Map
@@ -207,4 +208,6 @@ def test_what_makes_no_sense_is_refused(node: Node) -> None:
 def test_every_reason_has_its_words_or_cannot_be_asked_for(node: Node) -> None:
     from tests.packets.sockets import SockReason
 
-    assert set(REASONS) | set(UNASKED) == set(SockReason.__members__) - {"REASONS"}
+    asked = set(REASONS) | set(bind_explain.REASONS)
+    assert asked | set(UNASKED) == set(SockReason.__members__) - {"REASONS"}
+    assert not asked & set(UNASKED)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,12 @@ from shunt.kern.ring import Ring
 from shunt.lb.model import Port, Protocol, Settings
 from shunt.sockops import attach
 from shunt.sockops.attach import Sockets
+from shunt.sockops.dry import DrySockets
 from shunt.sockops.listing import Listing
 from tests.netns.own_vips import vip4, vip6
-from tests.packets.balancer import UDP, Balancer
+from tests.packets.balancer import TCP, UDP, Balancer, mapped
 from tests.packets.private import in_namespace
+from tests.packets.sockets import SockReason
 
 V4, V6 = vip4(1), vip6(1)
 GROUP = f"shunt-attach-{os.getpid()}"
@@ -135,7 +140,8 @@ def test_datagrams(lb: Balancer) -> None:
 
 
 def test_node_ports(lb: Balancer) -> None:
-    lb.add_service("127.0.0.1", 30080)
+    lb.add_service("127.0.0.1", 30080).ask(node=True)
+    lb.add_service("127.0.0.3", 30080)  # a VIP that is named
     told: list[bytes] = []
 
     def bind(address: str, port: int, *, only: bool = False) -> int:
@@ -156,7 +162,8 @@ def test_node_ports(lb: Balancer) -> None:
                 sockets.reserve(words({(4, Port(30080, Protocol.TCP))}))
                 for address in ("0.0.0.0", "127.0.0.1", "::", "::ffff:127.0.0.1"):
                     assert bind(address, 30080) == errno.EADDRINUSE, address
-                assert bind("127.0.0.2", 30080) == bind("::1", 30080) == 0
+                for address in ("127.0.0.2", "127.0.0.3", "::1"):
+                    assert bind(address, 30080) == 0, address
                 assert bind("0.0.0.0", 30081) == bind("::", 30080, only=True) == 0
                 assert ring.consume() == 4
                 records = np.frombuffer(b"".join(told), sockets.btf.struct("bind_refused"))
@@ -170,6 +177,64 @@ def test_node_ports(lb: Balancer) -> None:
                 assert sockets.reasons()["REFUSED_NODE_PORT"] == 504
                 sockets.reserve(words(set()))
                 assert bind("0.0.0.0", 30080) == 0
+
+    here(run)
+
+
+AT = {"tcp4": ("127.0.0.1", 30080, 6), "tcp6": ("::1", 30081, 6), "udp4": ("127.0.0.1", 30082, 17),
+      "udp6": ("::1", 30083, 17)}  # fmt: skip
+ENDS = (
+    "0.0.0.0",
+    "::",
+    "::ffff:0.0.0.0",
+    "127.0.0.1",
+    "::1",
+    "::ffff:127.0.0.1",
+    "127.0.0.2",
+    "127.0.0.3",
+)
+
+
+def test_the_dry_bind_ends_as_a_real_one(lb: Balancer) -> None:
+    """Each address, port, protocol, and IPV6_V6ONLY; the kernel itself minds none but those with
+    IPV6_V6ONLY and an address of IPv4, after the programs."""
+    for vip, port, proto in AT.values():
+        lb.add_service(vip, port, proto).ask(node=True)
+        lb.add_service("127.0.0.3", port, proto)
+
+    def bind(address: str, port: int, proto: int, *, only: bool) -> int:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        kind = socket.SOCK_STREAM if proto == TCP else socket.SOCK_DGRAM
+        with socket.socket(family, kind) as sock:
+            if only:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind((address, port))
+            except OSError as e:
+                return e.errno or -1
+            return 0
+
+    def run() -> None:
+        ends = Counter[bool]()
+        with covered(lb) as sockets, contextlib.ExitStack() as stack:
+            ports = {(ip_address(a).version, Port(p, Protocol(q))) for a, p, q in AT.values()}
+            sockets.reserve(words(ports))
+            own = namespace.cookie()
+            dry = DrySockets(lb.object.maps, sockets.maps, excludes=False, netns=own)
+            stack.callback(dry.close)
+            for address, port, proto in itertools.product(
+                ENDS, (0, 30079, *(p for _, p, _ in AT.values())), (TCP, UDP)
+            ):
+                for only in (False, True) if ":" in address else (False,):
+                    asked = {"addr": mapped(address), "port": port, "proto": proto}
+                    reason, _ = dry.bind(netns=own, ipv6_only=only, **asked)
+                    refused = reason == SockReason.REFUSED_NODE_PORT
+                    invalid = only and address.startswith("::ffff:")
+                    want = errno.EADDRINUSE if refused else errno.EINVAL if invalid else 0
+                    assert bind(address, port, proto, only=only) == want, (address, port, only)
+                    ends[refused] += 1
+            counted = sockets.reasons()
+            assert counted["REFUSED_NODE_PORT"] == ends[True] > 20 < ends[False]
 
     here(run)
 

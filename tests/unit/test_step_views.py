@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from shunt.agent.bind_explain import Bind
 from shunt.agent.step_views import EVENTS, REASONS, Teller
 from shunt.kern.objects import Object
 from shunt.xdp.attach import OBJECT as LIVE
@@ -16,7 +17,8 @@ def test_all_have_words() -> None:
         steps = set(dry.btf.enum("step_kind", "STEP_").__members__) - {"VERDICT"}
     assert reasons == set(REASONS)
     assert events == set(EVENTS)
-    told = {name.removeprefix("_on_").upper() for name in dir(Teller) if name.startswith("_on_")}
+    told = {name.removeprefix("_on_").upper() for name in dir(Bind) if name.startswith("_on_")}
+    assert set(dir(Bind)) > set(dir(Teller))
     assert steps == told
 
 
