@@ -69,10 +69,10 @@ def without_ports(proto: int, src: str, dst: str) -> Iterator[bytes]:
         yield cut(either(proto, src, dst), count, padded=True)
 
 
-@pytest.fixture
-def tc() -> Iterator[Translator]:
-    with Translator(inserts_per_s=10**6) as translator:
-        yield translator
+@pytest.fixture(scope="module")
+def translator() -> Iterator[Translator]:
+    with Translator(inserts_per_s=10**6) as found:
+        yield found
 
 
 @PROTOS

@@ -46,7 +46,15 @@ class Masquerader(Translator):
 
     def __init__(self, *args: object, own: bool = True, **config: object) -> None:
         super().__init__(*args, masquerade=1, **config)  # type: ignore[arg-type]
-        self.leaves_by(LOOPBACK, own=own)
+        self._own = own
+        self._configure()
+
+    def empty(self) -> None:
+        super().empty()
+        self._configure()
+
+    def _configure(self) -> None:
+        self.leaves_by(LOOPBACK, own=self._own)
         for prefix, kinds in masquerade.kinds(SOURCES, NOT_TO).items():
             self.add_net(prefix, kinds)
         for proto in (TCP, UDP):
@@ -73,10 +81,10 @@ def mapped_of(text: str) -> bytes:
     return mapped(ip_network(text).network_address)
 
 
-@pytest.fixture
-def tc() -> Iterator[Masquerader]:
-    with Masquerader() as translator:
-        yield translator
+@pytest.fixture(scope="module")
+def translator() -> Iterator[Masquerader]:
+    with Masquerader() as found:
+        yield found
 
 
 def test_the_kinds_of_networks_are_the_programs(tc: Masquerader) -> None:

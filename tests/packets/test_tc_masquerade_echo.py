@@ -26,10 +26,10 @@ FAMILIES = pytest.mark.parametrize("family", [4, 6])
 NUMBER = {4: 1, 6: 58}
 
 
-@pytest.fixture
-def tc() -> Iterator[Masquerader]:
-    with Masquerader(inserts_per_s=10**6) as translator:
-        yield translator
+@pytest.fixture(scope="module")
+def translator() -> Iterator[Masquerader]:
+    with Masquerader(inserts_per_s=10**6) as found:
+        yield found
 
 
 def request(family: int, src: str, dst: str, ident: int, seq: int = 1, data: bytes = b"") -> Packet:
