@@ -14,6 +14,7 @@ import os
 import platform
 import random
 import statistics
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from shunt.lb.errors import ShuntError
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parent.parent / "docs/performance.md"
+LATENCY = Path("/dev/cpu_dma_latency")  # Documentation/power/pm_qos_interface.rst
 Case = Callable[[], float]
 
 
@@ -81,6 +83,23 @@ def pinned(cpu: int | None = None) -> Iterator[int]:
         yield chosen
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def awake() -> Iterator[bool]:
+    """Keep idle processors from sleeping; yields whether the kernel could be asked to.
+
+    A virtual processor that sleeps is woken by its hypervisor, in some tens of microseconds or in
+    none, as chance has it.
+    """
+    try:
+        file = LATENCY.open("wb", buffering=0)
+    except OSError:
+        yield False
+        return
+    with file:  # the wish holds while it is open
+        file.write(struct.pack("=i", 0))
+        yield True
 
 
 def ksoftirqd_s(cpu: int) -> float:

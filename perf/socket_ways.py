@@ -43,6 +43,7 @@ KINDS = (
 BACKENDS, PORT = 10, 80
 A_TRANSACTION = 1000  # services
 PATIENCE_S = 300.0
+RUN_SECONDS = "shunt_program_run_seconds_total{"
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,13 @@ class Way:
         """How many messages of this way's services have passed TCP by so far."""
         streams = self.shuntd.status()["sockets"].get("streams") if self.shuntd else None
         return int(streams["events"].get("REDIRECTED", 0)) if streams else 0
+
+    def programs_s(self) -> float:
+        """How long this way's programs have run while the kernel's statistics were on."""
+        if not self.shuntd:
+            return 0.0
+        lines = "".join(self.shuntd.client.text("metrics")).splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(RUN_SECONDS))
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.services} services"

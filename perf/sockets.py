@@ -11,6 +11,7 @@ because something is slow.
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from perf.generators import Generator
 from perf.harness import Spread
 from perf.socket_targets import outcomes
 from perf.socket_ways import BUILD, KINDS, PORT, Way, processors, ways
+from shunt.kern.programs import enable_statistics
+from shunt.lab.netns import Process
 from shunt.lb.errors import ShuntError
 
 SIZES = (1000, 10_000)
@@ -45,6 +48,10 @@ PACED = tuple(
     for part in ("p50", "p99", "p999")
 )
 MEASURED = (*CLOSED, *PACED)
+# And what may be nothing: this way's programs, and how many of its messages passed TCP by.
+PROGRAMS = tuple(f"{case}_programs_ns" for case in ("requests_32", "connections"))
+REDIRECTED = "connections_redirected"
+BESIDES = (*PROGRAMS, REDIRECTED)
 TITLES = {
     "requests_1": "1 kept connection",
     "requests_32": "32 kept connections",
@@ -77,18 +84,40 @@ def sample(way: Way, generator: Generator, closed_s: float, paced_s: float) -> d
             check_redirected(way, way.redirected() - before, did.count)
             found[f"requests_{kept}_per_s"] = did.count / did.wall_s
             found[f"requests_{kept}_cpu_us"] = did.cpu_s / did.count * 1e6
+        before = way.redirected()
         did = way.did("connections", closed_s, None, server, together=True)
+        # A question and an answer each.
+        found[REDIRECTED] = (way.redirected() - before) / did.count / 2
         found["connections_per_s"] = did.count / did.wall_s
         found["connections_cpu_us"] = did.cpu_s / did.count * 1e6
         found["connect_us"] = did.p50_us
         for size, name in WRITES.items():
             did = way.did("bulk", closed_s, size, server, together=False)
             found[f"{name}_gbit_per_s"] = did.count / did.wall_s * 8 / 1e9
+        found |= programs(way, server, closed_s)
     for kept in (*KEPT, 0):
-        paced = [generator.latency(way, kept, paced_s) for _ in range(PACED_TIMES)]
+        with harness.awake():
+            paced = [generator.latency(way, kept, paced_s) for _ in range(PACED_TIMES)]
         case = f"requests_{kept}" if kept else "connections"
         for part in ("p50", "p99", "p999"):
-            found[f"{case}_{part}_us"] = statistics.mean(getattr(one, part) for one in paced)
+            found[f"{case}_{part}_us"] = statistics.median(getattr(one, part) for one in paced)
+    return found
+
+
+def programs(way: Way, server: Process, seconds: float) -> dict[str, float]:
+    """How long a way's own programs run for a request, or a connection; taking their time takes
+    time, so that it is done apart."""
+    found = {}
+    taken = enable_statistics()
+    try:
+        for name, (what, kept) in zip(
+            PROGRAMS, (("requests", 32), ("connections", None)), strict=True
+        ):
+            before = way.programs_s()
+            did = way.did(what, seconds, kept, server, together=kept is None)
+            found[name] = (way.programs_s() - before) / did.count * 1e9
+    finally:
+        os.close(taken)
     return found
 
 
@@ -106,21 +135,23 @@ def check_redirected(way: Way, messages: int, requests: int) -> None:
 def records(samples: Samples) -> list[dict[str, Any]]:
     """The results as they are written: of each way its rounds' medians and extremes.
 
-    `of_direct` compares within each round, and is the median of that: a disturbance that lasts
-    for a round hits both.
+    `of_direct` and `of_translated` compare within each round, and are the median of that: a
+    disturbance that lasts for a round hits both.
     """
     rows = []
     for (kind, services), taken in samples.items():
         row: dict[str, Any] = {"way": kind, "services": services}
-        for name in MEASURED:
+        for name in (*MEASURED, *BESIDES):
             spread = Spread.of([one[name] for one in taken])
             row[name] = round(spread.median, 3)
             row[f"{name}_min"], row[f"{name}_max"] = round(spread.low, 3), round(spread.high, 3)
+        for other in ("direct", "translated"):
+            pairs = list(zip(taken, samples[(other, services)], strict=True))
+            row[f"of_{other}"] = {
+                name: round(statistics.median(one[name] / than[name] for one, than in pairs), 4)
+                for name in MEASURED
+            }
         pairs = list(zip(taken, samples[("direct", services)], strict=True))
-        row["of_direct"] = {
-            name: round(statistics.median(one[name] / direct[name] for one, direct in pairs), 4)
-            for name in MEASURED
-        }
         more = statistics.median(one["connect_us"] - direct["connect_us"] for one, direct in pairs)
         row["connect_more_us"] = round(more, 3)
         rows.append(row)
@@ -136,6 +167,9 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
         if case == "connections":
             header.append("connect(), µs")
             names.append("connect_us")
+        if f"{case}_programs_ns" in PROGRAMS:
+            header.append("programs, ns")
+            names.append(f"{case}_programs_ns")
         header += ["p50, µs", "p99, µs", "p99.9, µs"]
         names += [f"{case}_{part}_us" for part in ("p50", "p99", "p999")]
         tables.append(f"**{title}**\n\n" + _table(header, names, rows))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from perf import generators, sockets
-from perf.socket_ways import BUILD, KINDS, PORT, Did, Way, ways
+from perf.socket_ways import BUILD, KINDS, PORT, SHUNT, Did, Way, ways
 from shunt.lab.netns import Process
 from shunt.lab.topology import BPFFS
 from shunt.lb.errors import ShuntError
@@ -39,8 +39,11 @@ def direct(every: list[Way]) -> Way:
 def test_every_way_is_measured_in_every_case(every: list[Way], kind: str) -> None:
     way = next(way for way in every if way.kind == kind)
     found = sockets.sample(way, generators.Own(), 0.1, 0.1)
-    assert set(found) == set(sockets.MEASURED)
-    assert min(found.values()) > 0
+    assert set(found) == {*sockets.MEASURED, *sockets.BESIDES}
+    assert min(found[name] for name in sockets.MEASURED) > 0
+    ours = way.kind in SHUNT
+    assert all((found[name] > 0) == ours for name in sockets.PROGRAMS)
+    assert (found[sockets.REDIRECTED] > 0) == (kind == "redirected"), "the first ones of a process"
 
 
 def test_a_way_whose_services_nobody_translates_is_no_way(direct: Way) -> None:

@@ -18,13 +18,14 @@ SOCKET_NAMES = socket_targets.SPEEDS + socket_targets.DELAYS
 
 def socket_rows(**translated: float) -> list[dict[str, Any]]:
     """Of one round in which everything is alike, but for what is said."""
-    plain = dict.fromkeys(sockets.MEASURED, 10.0)
+    plain = dict.fromkeys((*sockets.MEASURED, *sockets.BESIDES), 10.0)
     samples = {(kind, 1000): [plain] for kind in ("direct", "nftables")}
     return sockets.records({**samples, ("translated", 1000): [plain | translated]})
 
 
 def test_sockets_are_compared_with_direct_within_each_round() -> None:
-    quiet, loud = (dict.fromkeys(sockets.MEASURED, value) for value in (10.0, 100.0))
+    every = (*sockets.MEASURED, *sockets.BESIDES)
+    quiet, loud = (dict.fromkeys(every, value) for value in (10.0, 100.0))
     samples = {
         ("direct", 1000): [quiet, loud, quiet],
         ("translated", 1000): [quiet, dict.fromkeys(loud, 110.0), dict.fromkeys(quiet, 11.0)],
@@ -32,7 +33,7 @@ def test_sockets_are_compared_with_direct_within_each_round() -> None:
     direct, translated = sockets.records(samples)
     # The medians alone would say 1.1 of two rounds in which one of both was disturbed.
     assert translated["of_direct"] == dict.fromkeys(sockets.MEASURED, 1.1)
-    assert set(direct["of_direct"].values()) == {1.0}
+    assert set(direct["of_direct"].values()) == set(translated["of_translated"].values()) == {1.0}
     assert (translated["connect_us"], translated["connect_us_max"]) == (11.0, 110.0)
     assert translated["connect_more_us"] == 1.0
     assert direct["connect_more_us"] == 0
@@ -65,6 +66,21 @@ def test_targets_of_redirection_can_be_met_and_missed() -> None:
     for name in set(SOCKET_NAMES) - {"requests_32_per_s"}:
         assert missed(**{name: 9.5 if name in socket_targets.SPEEDS else 10.5}) == 1, name
         assert missed(**{name: 10.5 if name in socket_targets.SPEEDS else 9.5}) == 0, name
+
+
+def test_what_the_guard_leaves_to_tcp_is_compared_with_translation() -> None:
+    def missed(share: float, of_direct: float, of_translated: float) -> int:
+        (row,) = (r for r in socket_rows() if r["way"] == "translated")
+        row |= {"way": "redirected", "connections_redirected": share}
+        row["of_direct"] |= {"requests_32_per_s": 2, "requests_32_cpu_us": 0.5}
+        for than, ratio in (("of_direct", of_direct), ("of_translated", of_translated)):
+            row[than] |= {"connections_per_s": ratio}
+        return sockets.report([row]).count("missed")
+
+    assert missed(0.01, 0.9, 0.98) == 0
+    assert missed(0.01, 1.1, 0.9) == 1
+    assert missed(0.9, 0.9, 0.98) == 1
+    assert missed(0.9, 1.1, 0.9) == 0
 
 
 def test_of_several_sizes_the_worst_counts() -> None:
