@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.netns.binding import bound
 from tests.netns.socket_node import BE1, SIX1, Node, a_node
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -63,13 +64,7 @@ def bind(
     """The errno; 0 if it went well."""
     with node.client(family or (V6 if ":" in address else V4), kind, guest=guest) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if only:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            sock.bind((address, port))
-        except OSError as e:
-            return e.errno or -1
-        return 0
+        return bound(sock, address, port, only=only)
 
 
 REFUSED = [

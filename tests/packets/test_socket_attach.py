@@ -33,6 +33,7 @@ from shunt.sockops import attach
 from shunt.sockops.attach import Sockets
 from shunt.sockops.dry import DrySockets
 from shunt.sockops.listing import Listing
+from tests.netns.binding import bound
 from tests.netns.own_vips import vip4, vip6
 from tests.packets.balancer import TCP, UDP, Balancer, mapped
 from tests.packets.private import in_namespace
@@ -139,20 +140,18 @@ def test_datagrams(lb: Balancer) -> None:
     here(run)
 
 
+def bind(address: str, port: int, proto: int = TCP, *, only: bool = False) -> int:
+    """As bound(), of a socket of its own."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_STREAM if proto == TCP else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as sock:
+        return bound(sock, address, port, only=only)
+
+
 def test_node_ports(lb: Balancer) -> None:
     lb.add_service("127.0.0.1", 30080).ask(node=True)
     lb.add_service("127.0.0.3", 30080)  # a VIP that is named
     told: list[bytes] = []
-
-    def bind(address: str, port: int, *, only: bool = False) -> int:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
-            if only:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                sock.bind((address, port))
-            except OSError as e:
-                return e.errno or -1
-            return 0
 
     def run() -> None:
         with covered(lb) as sockets:
@@ -201,18 +200,6 @@ def test_the_dry_bind_ends_as_a_real_one(lb: Balancer) -> None:
     for vip, port, proto in AT.values():
         lb.add_service(vip, port, proto).ask(node=True)
         lb.add_service("127.0.0.3", port, proto)
-
-    def bind(address: str, port: int, proto: int, *, only: bool) -> int:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        kind = socket.SOCK_STREAM if proto == TCP else socket.SOCK_DGRAM
-        with socket.socket(family, kind) as sock:
-            if only:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                sock.bind((address, port))
-            except OSError as e:
-                return e.errno or -1
-            return 0
 
     def run() -> None:
         ends = Counter[bool]()
