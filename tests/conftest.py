@@ -3,6 +3,7 @@
 
 import os
 import platform
+import resource
 import signal
 import zlib
 from collections import defaultdict
@@ -18,6 +19,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # A run that is told to end takes its namespaces, pins and processes along.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+# What is loaded is some ninety maps and programs, a descriptor each, and tests keep a few of it;
+# others want thousands of sockets. A shell's limit may be 1024. (The daemon raises its own, too.)
+SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
+DESCRIPTORS = max(8192, SOFT)
+if SOFT < DESCRIPTORS:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, max(DESCRIPTORS, HARD)))
 
 EXPECTED = Path(__file__).parent / "expected_skips.yaml"
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -31,13 +30,6 @@ def only_stale(node: Node, *others: str) -> None:
     for path in node.services.iterdir():
         if path.stem not in others:
             path.unlink()
-
-
-def allow_many_files() -> None:
-    """For thousands of sockets; this process's own limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(soft, 8192)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
 
 
 def serve(node: Node, *numbers: int, wait: bool = True) -> None:

@@ -27,7 +27,6 @@ from tests.netns.stale import (
     VIP,
     VIP6,
     Sockets,
-    allow_many_files,
     fate,
     only_stale,
     serve,
@@ -245,7 +244,6 @@ def test_the_main_thread_stays_where_it_is(node: Node) -> None:
 
 def test_a_hundred_of_thousands(node: Node, maps: dict[str, Map]) -> None:
     """And how long it takes is of the hundred and of one look at the others."""
-    allow_many_files()
     with contextlib.ExitStack() as stack:
         udp = Sockets(stack, node, VIP, UDP, 200)
         node.write(

@@ -28,7 +28,6 @@ from tests.netns.stale import (
     VIP6,
     Sockets,
     aborted,
-    allow_many_files,
     closing,
     fate,
     only_stale,
@@ -232,7 +231,6 @@ def test_what_becomes_up_again_keeps_its_sockets(node: Node) -> None:
 
 def test_none_is_missed_in_a_storm(node: Node) -> None:
     """Sockets are connected all the time while a backend comes and goes, at last for good."""
-    allow_many_files()
     made: list[socket.socket] = []
     stop = threading.Event()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import socket
 import struct
 import time
@@ -36,16 +35,6 @@ AT_ONCE, ROUNDS = 400, 25
 NOISE_BYTES = 256 << 10
 # SO_LINGER: no TIME_WAIT, which is no socket and takes memory.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-@pytest.fixture(autouse=True)
-def descriptors() -> Iterator[None]:
-    """As many as are wanted at once, and what the tests before left open."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(8192, before[0])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, before[1])))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @contextlib.contextmanager
