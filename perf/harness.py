@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shunt.lb.errors import ShuntError
 
@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parent.parent / "docs/performance.md"
 LATENCY = Path("/dev/cpu_dma_latency")  # Documentation/power/pm_qos_interface.rst
 Case = Callable[[], float]
+Way = TypeVar("Way")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,36 @@ def measure(
         if progress:
             progress(done)
     return {name: Spread.of(values) for name, values in samples.items()}
+
+
+def by_turns(
+    ways: Sequence[Way],
+    cases: Sequence[Callable[[Way], Mapping[str, float]]],
+    order: random.Random,
+) -> dict[Way, dict[str, float]]:
+    """One round of each case by every way: one way right after the other, in an order drawn anew.
+
+    So what will be compared lies seconds apart, and a disturbance that lasts longer hits all alike.
+
+    Raises: whatever a case raises.
+    """
+    found: dict[Way, dict[str, float]] = {way: {} for way in ways}
+    for case in cases:
+        for way in order.sample(ways, len(ways)):
+            found[way] |= case(way)
+    return found
+
+
+def ratio_of(
+    name: str, samples: Sequence[Mapping[str, float]], than: Sequence[Mapping[str, float]]
+) -> float:
+    """The median over the rounds of what the ratio was in each.
+
+    Raises: ValueError if these are not as many rounds, or none; ZeroDivisionError.
+    """
+    pairs = zip(samples, than, strict=True)
+    ratios = [one[name] / other[name] for one, other in pairs]
+    return round(Spread.of(ratios).median, 4)
 
 
 @contextmanager

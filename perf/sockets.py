@@ -11,7 +11,6 @@ because something is slow.
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,38 +19,15 @@ from typing import Any
 import click
 
 from perf import generators, harness
-from perf.generators import Generator
-from perf.harness import Spread
+from perf.harness import Spread, ratio_of
+from perf.socket_rounds import BESIDES, MEASURED, PROGRAMS, WRITES, one_round
 from perf.socket_targets import outcomes
-from perf.socket_ways import BUILD, KINDS, PORT, Way, processors, ways
-from shunt.kern.programs import enable_statistics
-from shunt.lab.netns import Process
-from shunt.lb.errors import ShuntError
+from perf.socket_ways import KINDS, processors, ways
 
 SIZES = (1000, 10_000)
-ROUNDS = 5
-CLOSED_S, PACED_S = 0.4, 1.0
-# Which processor a client and a server wake each other on is chance, and lasts while they live.
-PACED_TIMES = 3
+ROUNDS = 12
+CLOSED_S, PACED_S = 0.6, 1.0
 QUICK_S = 0.2
-KEPT = (1, 32)
-WRITES = {4096: "bulk_4k", 65536: "bulk_64k"}
-# What a round measures, and in which unit.
-CLOSED = (
-    *(f"requests_{n}_{what}" for n in KEPT for what in ("per_s", "cpu_us")),
-    *("connections_per_s", "connections_cpu_us", "connect_us"),
-    *(f"{name}_gbit_per_s" for name in WRITES.values()),
-)
-PACED = tuple(
-    f"{case}_{part}_us"
-    for case in (*(f"requests_{n}" for n in KEPT), "connections")
-    for part in ("p50", "p99", "p999")
-)
-MEASURED = (*CLOSED, *PACED)
-# And what may be nothing: this way's programs, and how many of its messages passed TCP by.
-PROGRAMS = tuple(f"{case}_programs_ns" for case in ("requests_32", "connections"))
-REDIRECTED = "connections_redirected"
-BESIDES = (*PROGRAMS, REDIRECTED)
 TITLES = {
     "requests_1": "1 kept connection",
     "requests_32": "32 kept connections",
@@ -70,68 +46,6 @@ RATIOS = {
 Samples = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 
 
-def sample(way: Way, generator: Generator, closed_s: float, paced_s: float) -> dict[str, float]:
-    """One round of one way.
-
-    Raises: ShuntError if an answer was not right.
-    """
-    found = {}
-    with way.serving([str(BUILD / "socket_server"), str(PORT)]) as server:
-        for kept in KEPT:
-            before = way.redirected()
-            # Alone, a connection would mostly wait for a processor to wake up.
-            did = way.did("requests", closed_s, kept, server, together=kept == 1)
-            check_redirected(way, way.redirected() - before, did.count)
-            found[f"requests_{kept}_per_s"] = did.count / did.wall_s
-            found[f"requests_{kept}_cpu_us"] = did.cpu_s / did.count * 1e6
-        before = way.redirected()
-        did = way.did("connections", closed_s, None, server, together=True)
-        # A question and an answer each.
-        found[REDIRECTED] = (way.redirected() - before) / did.count / 2
-        found["connections_per_s"] = did.count / did.wall_s
-        found["connections_cpu_us"] = did.cpu_s / did.count * 1e6
-        found["connect_us"] = did.p50_us
-        for size, name in WRITES.items():
-            did = way.did("bulk", closed_s, size, server, together=False)
-            found[f"{name}_gbit_per_s"] = did.count / did.wall_s * 8 / 1e9
-        found |= programs(way, server, closed_s)
-    for kept in (*KEPT, 0):
-        with harness.awake():
-            paced = [generator.latency(way, kept, paced_s) for _ in range(PACED_TIMES)]
-        case = f"requests_{kept}" if kept else "connections"
-        for part in ("p50", "p99", "p999"):
-            found[f"{case}_{part}_us"] = statistics.median(getattr(one, part) for one in paced)
-    return found
-
-
-def programs(way: Way, server: Process, seconds: float) -> dict[str, float]:
-    """How long a way's own programs run for a request, or a connection; taking their time takes
-    time, so that it is done apart."""
-    found = {}
-    taken = enable_statistics()
-    try:
-        for name, (what, kept) in zip(
-            PROGRAMS, (("requests", 32), ("connections", None)), strict=True
-        ):
-            before = way.programs_s()
-            did = way.did(what, seconds, kept, server, together=kept is None)
-            found[name] = (way.programs_s() - before) / did.count * 1e9
-    finally:
-        os.close(taken)
-    return found
-
-
-def check_redirected(way: Way, messages: int, requests: int) -> None:
-    """Raises: ShuntError if the way's messages did not go the way that its name says."""
-    # A request is two of them; some connections may have fallen back to TCP.
-    if (messages >= requests) != (way.kind == "redirected"):
-        raise ShuntError(
-            f"{way}: {messages} messages of {requests} requests were redirected",
-            "it would measure another way than it says",
-            "see `shunt status`, and the log of its shuntd",
-        )
-
-
 def records(samples: Samples) -> list[dict[str, Any]]:
     """The results as they are written: of each way its rounds' medians and extremes.
 
@@ -145,15 +59,12 @@ def records(samples: Samples) -> list[dict[str, Any]]:
             spread = Spread.of([one[name] for one in taken])
             row[name] = round(spread.median, 3)
             row[f"{name}_min"], row[f"{name}_max"] = round(spread.low, 3), round(spread.high, 3)
+        direct = samples[("direct", services)]
         for other in ("direct", "translated"):
-            pairs = list(zip(taken, samples[(other, services)], strict=True))
-            row[f"of_{other}"] = {
-                name: round(statistics.median(one[name] / than[name] for one, than in pairs), 4)
-                for name in MEASURED
-            }
-        pairs = list(zip(taken, samples[("direct", services)], strict=True))
-        more = statistics.median(one["connect_us"] - direct["connect_us"] for one, direct in pairs)
-        row["connect_more_us"] = round(more, 3)
+            than = samples[(other, services)]
+            row[f"of_{other}"] = {name: ratio_of(name, taken, than) for name in MEASURED}
+        more = (a["connect_us"] - b["connect_us"] for a, b in zip(taken, direct, strict=True))
+        row["connect_more_us"] = round(statistics.median(more), 3)
         rows.append(row)
     return rows
 
@@ -223,10 +134,12 @@ def main(rounds: int, only: int | None, quick: bool) -> None:
             (kind, size): [] for size in sizes for kind in KINDS
         }
         for n in range(rounds):
-            for way in random.Random(n).sample(every, len(every)):
-                harness.say(f"round {n + 1} of {rounds}: {way}")
-                taken = sample(way, generator, closed_s, paced_s)
-                samples[way.kind, way.services].append(taken)
+            for size in sizes:
+                harness.say(f"round {n + 1} of {rounds}: {size} services")
+                group = [way for way in every if way.services == size]
+                taken = one_round(group, generator, random.Random(n), closed_s, paced_s)
+                for way in group:
+                    samples[way.kind, size].append(taken[way])
     harness.say("")
     rows = records(samples)
     print(report(rows))

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import click
 
 from perf import harness
-from perf.harness import Spread
+from perf.harness import Spread, ratio_of
 from perf.ways import KINDS, Way, ways
 
 SIZES = (1, 1000, 10_000)
@@ -32,13 +33,14 @@ COLUMNS = {
     "gbit_per_s": "Gbit/s",
 }
 OURS = ("tc", "tc-peer")
+COMPARED = {"connections_per_s": "nftables", "cpu_us": "direct"}
 RATE, CPU = 1.3, 1.15
 
 
-def sample(way: Way, cpu: int) -> dict[str, float]:
-    """One round of one way.
+def connections(cpu: int, way: Way) -> dict[str, float]:
+    """Short connections.
 
-    Raises: ShuntError if not all connections came to their end.
+    Raises: ShuntError if not all came to their end.
     """
     way.connections(WARM_UP)
     before = harness.ksoftirqd_s(cpu)
@@ -47,14 +49,22 @@ def sample(way: Way, cpu: int) -> dict[str, float]:
     return {
         "connections_per_s": made.connections / made.wall_s,
         "cpu_us": (made.cpu_s + handed_on) / made.connections * 1e6,
-        "gbit_per_s": way.gbit_per_s(THROUGHPUT_S),
     }
+
+
+def throughput(way: Way) -> dict[str, float]:
+    """One connection's.
+
+    Raises: ShuntError if iperf3 cannot say.
+    """
+    return {"gbit_per_s": way.gbit_per_s(THROUGHPUT_S)}
 
 
 def records(
     samples: Mapping[tuple[str, int], Sequence[Mapping[str, float]]],
 ) -> list[dict[str, Any]]:
-    """The results as they are written: of each way its rounds' medians and extremes."""
+    """The results as they are written: of each way its rounds' medians and extremes, and the
+    medians of what it was, round by round, of others."""
     rows = []
     for (kind, services), taken in samples.items():
         row: dict[str, Any] = {"way": kind, "services": services}
@@ -62,6 +72,8 @@ def records(
             spread = Spread.of([one[name] for one in taken])
             row[name] = round(spread.median, 2)
             row[f"{name}_min"], row[f"{name}_max"] = round(spread.low, 2), round(spread.high, 2)
+        for name, other in COMPARED.items():
+            row[f"{name}_of_{other}"] = ratio_of(name, taken, samples[(other, services)])
         rows.append(row)
     return rows
 
@@ -81,15 +93,15 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
     text = harness.table(header, lines) + "\n"
     largest = {row["way"]: row for row in rows if row["services"] == SIZES[-1]}
     if set(KINDS) <= largest.keys():
-        header = [f"with {SIZES[-1]} services", "measured", "limit", ""]
-        judged = [line for kind in OURS for line in _judged(largest, kind)]
+        header = [f"with {SIZES[-1]} services, round by round", "measured", "limit", ""]
+        judged = [line for kind in OURS for line in _judged(largest[kind])]
         text += "\n" + harness.table(header, judged) + "\n"
     return text
 
 
-def _judged(rows: Mapping[str, Mapping[str, Any]], kind: str) -> list[tuple[str, str, str, str]]:
-    rate = rows[kind]["connections_per_s"] / rows["nftables"]["connections_per_s"]
-    cost = rows[kind]["cpu_us"] / rows["direct"]["cpu_us"]
+def _judged(row: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    kind = row["way"]
+    rate, cost = (row[f"{name}_of_{other}"] for name, other in COMPARED.items())
     met = harness.verdict
     return [
         (
@@ -124,9 +136,13 @@ def main(rounds: int, only: int | None) -> None:
             (kind, size): [] for size in sizes for kind in KINDS
         }
         for n in range(rounds):
-            for way in random.Random(n).sample(every, len(every)):
-                harness.say(f"round {n + 1} of {rounds}: {way}")
-                samples[way.kind, way.services].append(sample(way, cpu))
+            for size in sizes:
+                harness.say(f"round {n + 1} of {rounds}: {size} services")
+                group = [way for way in every if way.services == size]
+                cases = (partial(connections, cpu), throughput)
+                taken = harness.by_turns(group, cases, random.Random(n))
+                for way in group:
+                    samples[way.kind, size].append(taken[way])
     harness.say("")
     rows = records(samples)
     print(report(rows))

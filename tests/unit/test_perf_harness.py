@@ -3,6 +3,7 @@
 
 import json
 import os
+import random
 from functools import partial
 from pathlib import Path
 
@@ -180,6 +181,30 @@ def test_scale_records_medians_and_the_targets_can_be_missed() -> None:
     assert "missed" not in scale.report([row])
     assert scale.report([{**row, "map_mb": 151.0}]).count("missed") == 1
     assert "missed" not in scale.report([{**row, "services": 1000, "map_mb": 151.0}])
+
+
+def test_ways_take_turns_in_each_case_in_an_order_of_its_own() -> None:
+    ways, said = list("abcdefgh"), []
+
+    def case(name: str, way: str) -> dict[str, float]:
+        said.append((name, way))
+        return {name: ord(way)}
+
+    cases = [partial(case, name) for name in ("rate", "bulk")]
+    found = harness.by_turns(ways, cases, random.Random(1))
+    assert found == {way: {"rate": ord(way), "bulk": ord(way)} for way in ways}
+    assert [name for name, _ in said] == ["rate"] * len(ways) + ["bulk"] * len(ways)
+    rate, bulk = ([way for name, way in said if name == which] for which in ("rate", "bulk"))
+    assert sorted(rate) == sorted(bulk) == ways
+    assert len({*map(tuple, (rate, bulk, ways))}) == 3
+
+
+def test_a_ratio_is_of_what_was_measured_in_the_same_round() -> None:
+    taken, than = ([{"rate": value} for value in rates] for rates in ((1, 20, 3), (2, 40, 60)))
+    # The medians alone would say 3 of 40.
+    assert harness.ratio_of("rate", taken, than) == 0.5
+    with pytest.raises(ValueError):
+        harness.ratio_of("rate", taken, than[:2])
 
 
 def test_the_tc_benchmark_has_the_ways_that_were_asked_for_and_the_document_shows_them() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perf import generators, harness, rivals, socket_targets, sockets, sockperf
+from perf import generators, harness, rivals, socket_rounds, socket_targets, sockets, sockperf
 from perf.socket_ways import Way
 from shunt.lb.errors import ShuntError
 
@@ -18,13 +18,13 @@ SOCKET_NAMES = socket_targets.SPEEDS + socket_targets.DELAYS
 
 def socket_rows(**translated: float) -> list[dict[str, Any]]:
     """Of one round in which everything is alike, but for what is said."""
-    plain = dict.fromkeys((*sockets.MEASURED, *sockets.BESIDES), 10.0)
+    plain = dict.fromkeys((*socket_rounds.MEASURED, *socket_rounds.BESIDES), 10.0)
     samples = {(kind, 1000): [plain] for kind in ("direct", "nftables")}
     return sockets.records({**samples, ("translated", 1000): [plain | translated]})
 
 
 def test_sockets_are_compared_with_direct_within_each_round() -> None:
-    every = (*sockets.MEASURED, *sockets.BESIDES)
+    every = (*socket_rounds.MEASURED, *socket_rounds.BESIDES)
     quiet, loud = (dict.fromkeys(every, value) for value in (10.0, 100.0))
     samples = {
         ("direct", 1000): [quiet, loud, quiet],
@@ -32,7 +32,7 @@ def test_sockets_are_compared_with_direct_within_each_round() -> None:
     }
     direct, translated = sockets.records(samples)
     # The medians alone would say 1.1 of two rounds in which one of both was disturbed.
-    assert translated["of_direct"] == dict.fromkeys(sockets.MEASURED, 1.1)
+    assert translated["of_direct"] == dict.fromkeys(socket_rounds.MEASURED, 1.1)
     assert set(direct["of_direct"].values()) == set(translated["of_translated"].values()) == {1.0}
     assert (translated["connect_us"], translated["connect_us_max"]) == (11.0, 110.0)
     assert translated["connect_more_us"] == 1.0
@@ -96,7 +96,7 @@ def test_the_socket_benchmark_has_the_ways_asked_for_and_the_document_shows_them
     for size in sockets.SIZES:
         found = [r["way"] for r in rows if r["services"] == size and r["way"] != "redirected"]
         assert found == kinds
-    assert all(r[name] > 0 for r in rows for name in sockets.MEASURED)
+    assert all(r[name] > 0 for r in rows for name in socket_rounds.MEASURED)
     document = harness.DOCUMENT.read_text()
     assert harness.put_in(document, sockets.report(rows), "sockets") == document
     rows[0]["connect_us"] += 1
@@ -118,7 +118,7 @@ def test_a_way_that_is_not_what_it_says_ends_the_measurement(
     way = Way.__new__(Way)  # without its namespaces
     way.kind, way.services = kind, 1000
     with contextlib.nullcontext() if well else pytest.raises(ShuntError, match="another way"):
-        sockets.check_redirected(way, messages, 100)
+        socket_rounds.check_redirected(way, messages, 100)
 
 
 WRK2_SAYS = """\
