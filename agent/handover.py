@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Map veths: the devices behind which TC may hand packets straight to the other end."""
+"""Map veth_sets: the devices behind which TC may hand packets straight to the other end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import numpy as np
 
@@ -16,23 +16,24 @@ class Handover:
     """The map, brought to what is wanted. `troubles` belongs to whoever shows it."""
 
     def __init__(self, maps: Mapping[str, Map], troubles: Troubles) -> None:
-        self._map, self._troubles = maps["veths"], troubles
+        self._map, self._troubles = maps["veth_sets"], troubles
 
-    def sync(self, veths: Mapping[int, int]) -> None:
-        """By ifindex the other end's. Those that have no room are sent through as any device is."""
-        room = self._map.spec.entries
-        kept = dict(sorted(veths.items())[:room])
-        keys, values = self._map.items()
-        known = dict(zip(keys["ifindex"].tolist(), values["peer"].tolist(), strict=True))
-        self._map.delete_many(keys[~np.isin(keys["ifindex"], list(kept))])
-        new = {index: peer for index, peer in kept.items() if known.get(index) != peer}
-        keys, values = self._map.new_keys(len(new)), self._map.new_values(len(new))
-        keys["ifindex"], values["peer"] = list(new), list(new.values())
-        for key, value in zip(keys, values, strict=True):
-            self._map.update(key, value)
-        over = len(veths) - len(kept)
+    def sync(self, veths: Set[int]) -> None:
+        """To these devices, by ifindex. Those without room are sent through, as other devices."""
+        sets = self._map.mapped()["ifindex"]
+        count, ways = sets.shape
+        # One that stays keeps its place: programs look for it meanwhile.
+        sets[~np.isin(sets, list(veths))] = 0
+        left = 0
+        for index in sorted(veths - set(sets.flat)):
+            free = np.flatnonzero(sets[index % count] == 0)
+            if free.size:
+                sets[index % count, free[0]] = index
+            else:
+                left += 1
         self._troubles.tell("handover", ShuntError(
-            f"{over} veth devices of {len(veths)} have no place in map veths",
-            f"it holds {room}; packets to the others go through their devices",
+            f"{left} veth devices of {len(veths)} have no place in map veth_sets",
+            f"it holds {ways} whose ifindexes are equal modulo {count}; packets to the others go"
+            " through their devices",
             "nothing has to be done: handover: peer is faster, no more",
-        ) if over else None)  # fmt: skip
+        ) if left else None)  # fmt: skip

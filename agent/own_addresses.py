@@ -26,7 +26,7 @@ class OwnAddresses:
     def __init__(self, changed: Callable[[], None], troubles: Troubles) -> None:
         self._changed, self.troubles = changed, troubles
         self.veths_changed: Callable[[], None] = lambda: None
-        self.veths: dict[int, int] = {}
+        self.veths: frozenset[int] = frozenset()
         self._watches_veths = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: asyncio.TimerHandle | None = None
@@ -83,20 +83,20 @@ class OwnAddresses:
         if self.veths != veths_before:
             self.veths_changed()
 
-    def watch_veths(self, wanted: bool) -> dict[int, int]:
+    def watch_veths(self, wanted: bool) -> frozenset[int]:
         """Those that are up and lead into another namespace, from now on, or none any more.
 
-        Shape: by ifindex here, the other end's there.
+        Shape: their ifindexes.
         """
         if wanted != self._watches_veths:
             self._watches_veths = wanted
             self.veths = self._look_for_veths()
         return self.veths
 
-    def _look_for_veths(self) -> dict[int, int]:
+    def _look_for_veths(self) -> frozenset[int]:
         links = self._netlink.links().values() if self._watches_veths else ()
-        return {
-            link.ifindex: link.lower
+        return frozenset(
+            link.ifindex
             for link in links
             if link.kind == "veth" and link.lower_nsid is not None and link.up
-        }
+        )

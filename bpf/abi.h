@@ -429,13 +429,13 @@ struct masq_net_val {	 /* map masq_nets, value */
 	__u32 kinds;	 /* enum masq_net */
 };
 
-/* A veth device whose other end is in another network namespace. */
-struct veth_key {	 /* map veths, key */
-	__u32 ifindex;
-};
+/* Which veth devices have their other end in another network namespace: each stands in the set of its
+ * index's lower bits. */
+#define VETH_SETS 2048
+#define VETH_WAYS 4
 
-struct veth_val {	 /* map veths, value */
-	__u32 peer;	 /* the other end's ifindex there */
+struct veth_set {	 /* map veth_sets, by ifindex % VETH_SETS; mmap-ed */
+	__u32 ifindex[VETH_WAYS]; /* 0 = free */
 };
 
 /* New flows for which no port towards the backend was free. */
@@ -618,7 +618,7 @@ struct lb_config {
 	__u32 check_mark;	 /* as in struct check_config: TC leaves those packets alone */
 	__u8  test_clock;	 /* 1: time is `test_now_ns`, set by the test */
 	__u8  masquerade;	 /* 1: map masq may have devices */
-	__u8  handover_peer; /* 1: packets go to the other end of what is in map veths */
+	__u8  handover_peer; /* 1: packets go to the other end of what is in map veth_sets */
 	__u8  pad;
 	__u32 bond;		 /* ifindex of the bond that everything comes in by; 0 = none */
 	__u32 pad1;

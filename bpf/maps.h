@@ -25,7 +25,7 @@ ARRAY_MAP(nat_refused, struct nat_refused_val, 1024, BPF_F_MMAPABLE);
 ARRAY_MAP(nat_excluded, struct ports_val, 3072, BPF_F_MMAPABLE);
 HASH_MAP(server_ids, struct server_id_key, struct server_id_val, 1024);
 HASH_MAP(masq, struct masq_key, struct masq_val, 64);
-HASH_MAP(veths, struct veth_key, struct veth_val, 1024);
+ARRAY_MAP(veth_sets, struct veth_set, VETH_SETS, BPF_F_MMAPABLE);
 HASH_MAP(echo, struct echo_key, struct echo_val, 1024);
 PERCPU_MAP(reasons, struct count, REASON_COUNT);
 PERCPU_MAP(events, struct event_count, EVENT_COUNT);

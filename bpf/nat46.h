@@ -18,7 +18,6 @@
 #include "nat_pair.h"
 #include "send.h"
 
-#define IPV6_MTU_MIN 1280
 /* 5.1: an IPv4 packet from an IPv6 one of at most 1280 bytes may be fragmented on its way. */
 #define IPV4_WITHOUT_DF_MAX 1260
 #define HEADERS_DIFFER	    (sizeof(struct ipv6hdr) - sizeof(struct iphdr))

@@ -22,6 +22,10 @@
 #define IPV6_MF	    0x0001
 #define IPV6_OFFSET 0xfff8
 
+/* What every link carries (RFC 791, RFC 8200). */
+#define IPV4_MTU_MIN 68
+#define IPV6_MTU_MIN 1280
+
 #define NEXTHDR_HOP	 0
 #define NEXTHDR_ROUTING	 43
 #define NEXTHDR_FRAGMENT 44

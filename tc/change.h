@@ -29,6 +29,12 @@ static __always_inline void pull_headers(struct __sk_buff *ctx)
 	pull(ctx, bytes);
 }
 
+/* As in mode local, to backends that have their service's ports. */
+static __always_inline bool same_ports(const struct packet *pkt, const struct flow_key *to)
+{
+	return pkt->key.sport == to->sport && pkt->key.dport == to->dport;
+}
+
 static __noinline bool change_checksum(struct __sk_buff *ctx, const struct packet *pkt,
 				       const struct flow_key *to, __u64 addresses)
 {
@@ -45,7 +51,7 @@ static __noinline bool change_checksum(struct __sk_buff *ctx, const struct packe
 	/* ICMP's has no pseudo-header, but for IPv6. */
 	if ((pkt->key.proto != IPPROTO_ICMP &&
 	     bpf_l4_csum_replace(ctx, offset, 0, addresses, BPF_F_PSEUDO_HDR | mangled)) ||
-	    bpf_l4_csum_replace(ctx, offset, 0, ports, mangled))
+	    (!same_ports(pkt, to) && bpf_l4_csum_replace(ctx, offset, 0, ports, mangled)))
 		return false;
 	/* Where the device has summed up the whole packet: of IPv4 that sum changes, since the header
 	 * has a checksum of its own; of IPv6 it doesn't, and the function thinks it does. */
@@ -76,8 +82,7 @@ static __always_inline bool change(struct __sk_buff *ctx, const struct packet *p
 
 	if (pkt->quote)
 		return !rewrite_quote(ctx, pkt);
-	if (pkt->key.proto == IPPROTO_SCTP &&
-	    (pkt->key.sport != to->sport || pkt->key.dport != to->dport))
+	if (pkt->key.proto == IPPROTO_SCTP && !same_ports(pkt, to))
 		return false;
 	if (pkt->rest || pkt->key.proto == IPPROTO_SCTP)
 		return change_rest(ctx, pkt, to);

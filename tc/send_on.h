@@ -86,14 +86,24 @@ static __always_inline int redirect_unresolved(struct __sk_buff *ctx, const stru
 	return bpf_redirect_neigh(nh->ifindex, &to, sizeof(to), 0);
 }
 
+/* Whether the device is a veth whose other end, in another namespace, may be handed packets. */
+static __always_inline bool has_other_end(__u32 ifindex)
+{
+	__u32 index = ifindex % VETH_SETS;
+	struct veth_set *set = bpf_map_lookup_elem(&veth_sets, &index);
+
+	for (int i = 0; set && i < VETH_WAYS; i++)
+		if (READ_ONCE(set->ifindex[i]) == ifindex)
+			return true;
+	return false;
+}
+
 /* Out of a device; or, where the node says so, straight to a veth's other end, as if it had come in there by
  * the wire: past the queues, and what others have attached. The kernel does that at ingress alone. */
 static __always_inline int hand_over(struct __sk_buff *ctx, const struct packet *pkt, __u32 ifindex)
 {
-	struct veth_key key = {.ifindex = ifindex};
-
 	if (config.handover_peer && pkt->way == WAY_TC_IN && !ctx->vlan_present &&
-	    bpf_map_lookup_elem(&veths, &key))
+	    has_other_end(ifindex))
 		return bpf_redirect_peer(ifindex, 0);
 	ctx->tc_index = SENT_BY_US;
 	return bpf_redirect(ifindex, 0);
@@ -103,15 +113,13 @@ static __always_inline int hand_over(struct __sk_buff *ctx, const struct packet 
  * or UDP goes by the stack. */
 static __always_inline bool may_hand_over(const struct packet *pkt, const struct nexthop_val *nh)
 {
-	struct veth_key key = {};
 	__u64 word;
 
 	if (!config.handover_peer || pkt->way != WAY_TC_IN || pkt->first ||
 	    (pkt->key.proto != IPPROTO_TCP && pkt->key.proto != IPPROTO_UDP))
 		return false;
 	word = READ_ONCE(*(__u64 *)nh); /* MAC and MTU. Little-endian. */
-	key.ifindex = nh->ifindex;
-	return word << 16 && !nh->tags && bpf_map_lookup_elem(&veths, &key);
+	return word << 16 && !nh->tags && has_other_end(nh->ifindex);
 }
 
 /* How a packet to this backend is sent: MODE_LOCAL, by the stack; else by the program. */
@@ -182,7 +190,9 @@ static __always_inline struct verdict send_back(struct __sk_buff *ctx, const str
 {
 	__u32 mtu = 0;
 
-	if (bpf_check_mtu(ctx, back->ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) > 0)
+	/* Most of TCP's packets without data fit anywhere. */
+	if (pkt->ip_len > (pkt->ipv6 ? IPV6_MTU_MIN : IPV4_MTU_MIN) &&
+	    bpf_check_mtu(ctx, back->ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) > 0)
 		return too_big(ctx, pkt, mtu);
 	if (!decrement_ttl(ctx, pkt->ipv6))
 		return verdict(XDP_DROP, REASON_DROP_TTL_EXPIRED);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""handover: peer, packet by packet; and map veths, which follows the devices.
+"""handover: peer, packet by packet; and map veth_sets, which follows the devices.
 
 What has no room in the map is told, and goes through its device.
 """
@@ -7,13 +7,14 @@ What has no room in the map is told, and goes through its device.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
 from shunt.agent.handover import Handover
 from shunt.agent.nat_ports import PortUse
 from shunt.agent.troubles import Troubles
-from shunt.kern.maps import Map
 from tests.packets.balancer import BACKEND_MAC, ELSEWHERE, TCP, UDP
 from tests.packets.frames import either, network
 from tests.packets.test_fragments import fragments_of
@@ -33,25 +34,45 @@ PROTOS = pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 FAMILIES = pytest.mark.parametrize("ip", [4, 6])
 
 
-def held(veths: Map) -> dict[int, int]:
-    keys, values = veths.items()
-    return dict(zip(keys["ifindex"].tolist(), values["peer"].tolist(), strict=True))
+def places(tc: Translator) -> Any:
+    return tc.map("veth_sets").mapped()["ifindex"]
+
+
+def held(tc: Translator) -> set[int]:
+    return set(places(tc).flat) - {0}
+
+
+def handover_of(tc: Translator) -> tuple[Handover, Troubles]:
+    troubles = Troubles()
+    return Handover({"veth_sets": tc.map("veth_sets")}, troubles), troubles
 
 
 def test_the_map_follows(tc: Translator) -> None:
-    veths, troubles = tc.map("veths"), Troubles()
-    handover = Handover({"veths": veths}, troubles)
-    for wanted in ({2: 3, 4: 5}, {4: 6}, {}, {n: n + 1 for n in range(2, 900)}, {7: 1}):
+    handover, troubles = handover_of(tc)
+    sets, ways = places(tc).shape
+    for wanted in ({2, 4}, {4, 4 + sets}, set(), set(range(2, 900)), {7}):
         handover.sync(wanted)
-        assert held(veths) == wanted
+        assert held(tc) == wanted
         assert troubles == {}
-    room = veths.spec.entries
-    handover.sync(dict.fromkeys(range(1, room + 4), 1))
-    assert held(veths) == dict.fromkeys(range(1, room + 1), 1)
-    assert f"3 veth devices of {room + 3}" in troubles["handover"].what
-    handover.sync({2: 1})
-    assert held(veths) == {2: 1}
+    alike = {7 + n * sets for n in range(ways + 3)}
+    handover.sync(alike | {8})
+    assert held(tc) == set(sorted(alike)[:ways]) | {8}
+    assert f"3 veth devices of {ways + 4}" in troubles["handover"].what
+    # Whoever had none gets the place of one that is gone.
+    handover.sync(alike - {7, 7 + sets, 7 + 2 * sets})
+    assert held(tc) == alike - {7, 7 + sets, 7 + 2 * sets}
     assert troubles == {}
+
+
+def test_a_device_that_stays_is_there_all_the_time(tc: Translator) -> None:
+    handover, _ = handover_of(tc)
+    sets, ways = places(tc).shape
+    devices = [7 + n * sets for n in range(ways)]
+    handover.sync(set(devices))
+    (at,) = np.flatnonzero(places(tc)[7] == devices[-1])
+    for gone in range(1, ways):
+        handover.sync(set(devices[gone:]))
+        assert places(tc)[7, at] == devices[-1]
 
 
 @pytest.fixture

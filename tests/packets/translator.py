@@ -51,10 +51,8 @@ class Translator(Balancer):
 
     def add_veth(self, ifindex: int) -> None:
         """A device whose other end, in another namespace, may be handed packets."""
-        veths = self.map("veths")
-        key, value = veths.new_keys(1), veths.new_values(1)
-        key["ifindex"], value["peer"] = ifindex, 1
-        veths.update(key[0], value[0])
+        sets = self.map("veth_sets").mapped()["ifindex"]
+        sets[ifindex % len(sets), 0] = ifindex
 
     def add_service(
         self,
