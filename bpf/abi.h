@@ -336,9 +336,9 @@ struct flow_line {	 /* map flows, by line; mmap-ed: bpf/flow_table.h */
 #define NAT_FIN_BACKEND 2
 #define NAT_RST		4
 
-/* What TC has seen of a flow: bits that are only ever added, in both of its entries, so that it
- * matters neither which processor was first nor which entry is looked at: bpf/track.h. Those that
- * say broken are taken away by the side that they are of; NAT_TRACKED by XDP, if the flow goes on there. */
+/* What TC has seen of a flow (bpf/track.h): bits that are only ever added, so that it does not matter which
+ * processor was first. The forward entry has all; the reverse one the backend's, of SCTP the client's too.
+ * Those that say broken are taken away by their side; NAT_TRACKED by XDP, if the flow goes on there. */
 enum nat_track {
 	NAT_TRACKED = 1,      /* TC made the flow, and saw all of it; without it the other bits mean nothing */
 	NAT_ANSWERED = 2,     /* by the backend; TCP: SYN-ACK; SCTP: INIT ACK */

@@ -29,10 +29,13 @@ static __always_inline void keep_track(__u32 *track, __u32 *other, __u32 bits, _
 static __noinline void track_forward(struct nat_fwd_val *fwd, const struct flow_key *to, __u32 bits,
 				     __u32 next, struct nat_scratch *s)
 {
-	struct nat_rev_val *rev;
+	struct nat_rev_val *rev = NULL;
 
-	reverse(to, &s->key);
-	rev = bpf_map_lookup_elem(&nat_rev, &s->key);
+	/* Of TCP and UDP a backend's packets are judged by what the backend itself has said. */
+	if (to->proto == IPPROTO_SCTP) {
+		reverse(to, &s->key);
+		rev = bpf_map_lookup_elem(&nat_rev, &s->key);
+	}
 	keep_track(&fwd->track, rev ? &rev->track : NULL, bits, next);
 }
 

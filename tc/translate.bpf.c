@@ -38,19 +38,21 @@ static __always_inline struct verdict not_ours(void)
 static __noinline bool clashes(const struct packet *pkt, struct nat_scratch *s)
 {
 	struct nat_rev_val *rev;
+	struct nat_fwd_val *fwd;
 
 	reverse(&pkt->key, &s->key);
 	rev = bpf_map_lookup_elem(&nat_rev, &s->key);
 	if (!rev || !(rev->track & NAT_TRACKED))
 		return false;
-	if (!track_over(rev->track))
-		return true;
-	if (!may_begin(pkt) || DRY_RUN)
-		return false;
 	s->to = pkt->key;
 	__builtin_memcpy(s->to.daddr, rev->vip, 16);
 	s->to.sport = rev->client_port;
 	s->to.dport = rev->vip_port;
+	fwd = bpf_map_lookup_elem(&nat_fwd, &s->to);
+	if (!track_over(rev->track | (fwd ? fwd->track : 0)))
+		return true;
+	if (!may_begin(pkt) || DRY_RUN)
+		return false;
 	bpf_map_delete_elem(&nat_fwd, &s->to);
 	bpf_map_delete_elem(&nat_rev, &s->key);
 	return false;

@@ -186,7 +186,7 @@ def test_every_segment_in_every_state(tc: Translator, state: str, ip: int, mode:
             expect(out, WAY[mode], SENT[who])
         assert talk.lasts(silence(wanted or state)), (state, who, flags)
         fwd, rev = talk.pair()
-        assert fwd["track"] == rev["track"], "the two entries disagree"
+        assert not rev["track"] & ~fwd["track"], "the forward entry does not have all"
 
 
 @MODES

@@ -115,15 +115,23 @@ def test_two_vips_of_one_backend_and_one_client_port(tc: Translator) -> None:
         assert tuple_of(back.packet) == (f"203.0.113.{n}", 80, CLIENT[4], 40000)
 
 
-def test_a_connection_to_the_backend_itself(tc: Translator) -> None:
+@pytest.mark.parametrize("end", ["b RA", "c R", "c FA b FA", "b FA c FA"])
+def test_a_connection_to_the_backend_itself(tc: Translator, end: str) -> None:
     tc.add_service(VIP[4], backends=["10.0.0.1"])
     sent = tc.run(tcp(CLIENT[4], VIP[4]))
     direct = tcp(CLIENT[4], "10.0.0.1", sport=40001)
     assert tc.run(direct).said == (NEXT, {})
     assert tc.leave(tcp("10.0.0.1", CLIENT[4], "SA", sport=80, dport=40001)).said == (NEXT, {})
-    # In the very tuple of the flow, its replies could not be told apart.
-    expect(tc.run(tcp(CLIENT[4], "10.0.0.1")), SHOT, "DROP_NAT_CLASH")
-    tc.leave(answer(sent, "RA"))
+    tc.leave(answer(sent))
+    tc.run(tcp(CLIENT[4], VIP[4], "A"))
+    words = end.split()
+    for who, flags in zip(words[::2], words[1::2], strict=True):
+        # In the very tuple of the flow, its replies could not be told apart.
+        expect(tc.run(tcp(CLIENT[4], "10.0.0.1")), SHOT, "DROP_NAT_CLASH")
+        if who == "b":
+            tc.leave(answer(sent, flags))
+        else:
+            tc.run(tcp(CLIENT[4], VIP[4], flags))
     # It has ended, and makes way: the replies are the client's own connection's from now on.
     for flags in ("S", "A"):
         assert tc.run(tcp(CLIENT[4], "10.0.0.1", flags)).said == (NEXT, {})
