@@ -92,9 +92,17 @@ class Fleet:
         # What netfilter's tracker has room for by default; at the socket nothing is kept.
         nat = 2**18 if self.by_tc and not self.by_sockets else 1024
         rest = f"nat: {nat}, sources: 1024, rates: 1024"
-        xdp = "xdp: off\n" if self.by_tc else ""
-        interfaces = "[eth0, eth1]\nhandover: peer" if self.by_peers else "[eth0]"
-        return f"interfaces: {interfaces}\n{xdp}limits: {{{limits}, {rest}}}\n"
+        lines = [f"limits: {{{limits}, {rest}}}"]
+        devices = ["eth0", "eth1"] if self.by_peers else ["eth0"]
+        lines.append(f"interfaces: [{', '.join(devices)}]")
+        if self.by_peers:
+            lines.append("handover: peer")
+        if self.by_tc:
+            lines.append("xdp: off")
+        if self.by_tc and not self.by_sockets:
+            # connect() runs the programs of all nodes' sockets, also for other ways' clients.
+            lines.append("sockets: off")
+        return "\n".join(lines) + "\n"
 
     def write(self, first: int, weights: dict[int, int] | None = None) -> None:
         """A file of A_FILE services from the one of this number; it appears in one piece.
