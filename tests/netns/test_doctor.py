@@ -208,7 +208,7 @@ def test_a_strict_filter_where_packets_come_in(hosts: Hosts) -> None:
         "link set dev eth2 up",
         "addr add 10.8.0.1/24 dev eth1",
         "addr add 203.0.113.10/32 dev lo",
-        "addr add 2001:db8:a::10/128 dev lo",
+        "addr add 2001:db8:a::10/128 dev lo nodad",
         "route add default via 10.9.0.1",
         "route add default via fd09::1",
     )

@@ -48,7 +48,7 @@ def describe(host: Host, mode: str = "local") -> None:
 
 def route_through(node: Namespace, pod: Namespace) -> None:
     """The addresses in transit are the pod's own, behind the node."""
-    pod.ip(f"addr add {TRANSIT[4]}/32 dev lo", f"addr add {TRANSIT[6]}/128 dev lo")
+    pod.ip(f"addr add {TRANSIT[4]}/32 dev lo", f"addr add {TRANSIT[6]}/128 dev lo nodad")
     node.ip(
         f"route add {TRANSIT[4]} via {POD_ADDR[4]}", f"route add {TRANSIT[6]} via {POD_ADDR[6]}"
     )

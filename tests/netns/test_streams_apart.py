@@ -54,7 +54,7 @@ def apart() -> Iterator[Namespace]:
     space = Namespace.create(f"shunt-apart-{os.getpid()}")
     try:
         space.ip("link set lo up", "addr add 10.9.1.1/32 dev lo", f"addr add {BE1}/32 dev lo")
-        space.ip(f"addr add {SIX1}/128 dev lo")
+        space.ip(f"addr add {SIX1}/128 dev lo nodad")
         yield space
     finally:
         space.delete()
