@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from shunt.lb.errors import ShuntError
 
@@ -28,7 +28,20 @@ RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parent.parent / "docs/performance.md"
 LATENCY = Path("/dev/cpu_dma_latency")  # Documentation/power/pm_qos_interface.rst
 Case = Callable[[], float]
+
+
+class Compared(Protocol):
+    """One of several ways to do the same."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def services(self) -> int: ...
+
+
 Way = TypeVar("Way")
+ComparedWay = TypeVar("ComparedWay", bound=Compared)
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,30 @@ def by_turns(
         for way in order.sample(ways, len(ways)):
             found[way] |= case(way)
     return found
+
+
+def by_rounds(
+    ways: Sequence[ComparedWay],
+    rounds: int,
+    one_round: Callable[
+        [Sequence[ComparedWay], random.Random], Mapping[ComparedWay, Mapping[str, float]]
+    ],
+) -> dict[tuple[str, int], list[Mapping[str, float]]]:
+    """So many rounds of all ways, those with equally many services together.
+
+    Shape: by a way's kind and number of services, what each round found.
+    Raises: whatever a round raises.
+    """
+    samples: dict[tuple[str, int], list[Mapping[str, float]]]
+    samples = {(way.kind, way.services): [] for way in ways}
+    for n in range(rounds):
+        for services in sorted({way.services for way in ways}):
+            say(f"round {n + 1} of {rounds}: {services} services")
+            group = [way for way in ways if way.services == services]
+            for way, found in one_round(group, random.Random(n)).items():
+                samples[way.kind, services].append(found)
+    say("")
+    return samples
 
 
 def ratio_of(

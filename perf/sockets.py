@@ -11,7 +11,6 @@ because something is slow.
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from perf import generators, harness
 from perf.harness import Spread, ratio_of
 from perf.socket_rounds import BESIDES, MEASURED, PROGRAMS, WRITES, one_round
 from perf.socket_targets import outcomes
-from perf.socket_ways import KINDS, processors, ways
+from perf.socket_ways import processors, ways
 
 SIZES = (1000, 10_000)
 ROUNDS = 12
@@ -130,17 +129,11 @@ def main(rounds: int, only: int | None, quick: bool) -> None:
     }
     harness.say("loading rules, starting daemons")
     with ways(sizes) as every:
-        samples: dict[tuple[str, int], list[dict[str, float]]] = {
-            (kind, size): [] for size in sizes for kind in KINDS
-        }
-        for n in range(rounds):
-            for size in sizes:
-                harness.say(f"round {n + 1} of {rounds}: {size} services")
-                group = [way for way in every if way.services == size]
-                taken = one_round(group, generator, random.Random(n), closed_s, paced_s)
-                for way in group:
-                    samples[way.kind, size].append(taken[way])
-    harness.say("")
+        samples = harness.by_rounds(
+            every,
+            rounds,
+            lambda group, order: one_round(group, generator, order, closed_s, paced_s),
+        )
     rows = records(samples)
     print(report(rows))
     if not only and not quick:

@@ -10,7 +10,6 @@ because something is slow.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -132,18 +131,10 @@ def main(rounds: int, only: int | None) -> None:
     facts = harness.machine() | {"rounds": rounds}
     harness.say("loading rules, starting daemons")
     with ways(sizes) as every, harness.pinned() as cpu:
-        samples: dict[tuple[str, int], list[dict[str, float]]] = {
-            (kind, size): [] for size in sizes for kind in KINDS
-        }
-        for n in range(rounds):
-            for size in sizes:
-                harness.say(f"round {n + 1} of {rounds}: {size} services")
-                group = [way for way in every if way.services == size]
-                cases = (partial(connections, cpu), throughput)
-                taken = harness.by_turns(group, cases, random.Random(n))
-                for way in group:
-                    samples[way.kind, size].append(taken[way])
-    harness.say("")
+        cases = (partial(connections, cpu), throughput)
+        samples = harness.by_rounds(
+            every, rounds, lambda group, order: harness.by_turns(group, cases, order)
+        )
     rows = records(samples)
     print(report(rows))
     if not only:

@@ -4,6 +4,8 @@
 import json
 import os
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -197,6 +199,25 @@ def test_ways_take_turns_in_each_case_in_an_order_of_its_own() -> None:
     rate, bulk = ([way for name, way in said if name == which] for which in ("rate", "bulk"))
     assert sorted(rate) == sorted(bulk) == ways
     assert len({*map(tuple, (rate, bulk, ways))}) == 3
+
+
+def test_in_each_round_the_ways_of_a_size_are_together() -> None:
+    @dataclass(frozen=True)
+    class Some:
+        kind: str
+        services: int
+
+    ways = [Some(kind, services) for services in (10, 1) for kind in "ab"]
+    groups: list[list[Some]] = []
+
+    def one_round(group: Sequence[Some], order: random.Random) -> dict[Some, dict[str, float]]:
+        groups.append(list(group))
+        return {way: {"rate": len(groups) * way.services} for way in group}
+
+    found = harness.by_rounds(ways, 2, one_round)
+    assert groups == [ways[2:], ways[:2]] * 2
+    assert list(found) == [("a", 10), ("b", 10), ("a", 1), ("b", 1)]
+    assert found["b", 10] == [{"rate": 20}, {"rate": 40}]
 
 
 def test_a_ratio_is_of_what_was_measured_in_the_same_round() -> None:
