@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from shunt.kern import cgroup
+from shunt.kern import cgroup, links
+from shunt.kern.objects import open_pin
 from tests.netns.own_vips import vip4, vip6
 from tests.netns.socket_node import BE1, BE2, SIX1, SIX2, Node, a_node, say, say_to
 
@@ -166,13 +166,15 @@ def test_what_it_had_before_goes_on(node: Node) -> None:
 
 def test_while_nothing_is_excluded_no_group_is_asked_for(node: Node) -> None:
     """The price of the switch: not an instruction."""
-    if not shutil.which("bpftool"):
-        pytest.skip("there is no bpftool")
 
     def asks() -> bool:
-        links = node.bpffs / "sockets/links/shunt_connect4"
-        shown = json.loads(_run("bpftool", "-j", "link", "show", "pinned", str(links)))
-        text = _run("bpftool", "prog", "dump", "xlated", "id", str(shown["prog_id"]))
+        link = open_pin(node.bpffs / "sockets/links/shunt_connect4")
+        try:
+            _, program = links.cgroup_info(link)
+        finally:
+            os.close(link)
+        argv = ["bpftool", "prog", "dump", "xlated", "id", str(program)]
+        text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
         return "bpf_get_current_ancestor_cgroup_id" in text
 
     assert asks()
@@ -184,10 +186,6 @@ def test_while_nothing_is_excluded_no_group_is_asked_for(node: Node) -> None:
             assert is_translated(talk(node, out))
     finally:
         node.settings(sockets={"exclude": [f"/{OUT}"]})
-
-
-def _run(*argv: str) -> str:
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
 def test_while_the_daemon_is_away(node: Node) -> None:
