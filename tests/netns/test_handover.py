@@ -40,7 +40,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Namespace]]:
 
 
 def reaches(host: Host, ip: int) -> bool:
-    host.here.run("ping", "-c1", "-W1", POD_ADDR[ip])
+    host.here.run("ping", "-c3", "-i0.2", "-W1", POD_ADDR[ip])
     try:
         connect(host, POD[ip], timeout=0.5).close()
     except TimeoutError:
