@@ -271,12 +271,8 @@ def test_two_labs_stand_side_by_side_and_leave_nothing() -> None:
         assert f"{two.name}-lb2" in names
         late = two.add_backend()
         assert late.role == "be2"
-        assert (
-            two.client.run(
-                "ping", "-c3", "-i0.2", "-W1", str(late.address6), check=False
-            ).returncode
-            == 0
-        )
+        ping = ("ping", "-c3", "-i0.2", "-W1", str(late.address6))
+        assert two.client.run(*ping, check=False).returncode == 0
         with running(two.backends, two.directory) as servers:
             pids = [p.pid for s in servers.values() for p in s.processes]
     assert not [pid for pid in pids if Path("/proc", str(pid)).exists()]
