@@ -16,9 +16,11 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from shunt.lb.errors import ShuntError
+from shunt.lb.model import IPAddress
 
 NETNS_DIR = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
@@ -111,6 +113,15 @@ class Namespace:
     def ip(self, *commands: str) -> None:
         """Run `ip` commands (without the leading word) in one process; stop at the first error."""
         _run(["ip", "-n", self.name, "-batch", "-"], stdin="\n".join(commands) + "\n")
+
+    def own(self, *addresses: str | IPAddress) -> None:
+        """Give it addresses of its own, on lo. They can be used at once: even there one of IPv6 is
+        tentative otherwise, until a worker of the kernel has run."""
+        vips = [ip_address(address) for address in addresses]
+        self.ip(*(
+            f"addr add {vip}/{vip.max_prefixlen} dev lo" + " nodad" * (vip.version == 6)
+            for vip in vips
+        ))  # fmt: skip
 
     def bridge(self, *commands: str) -> None:
         """The same for `bridge`."""

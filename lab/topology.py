@@ -229,10 +229,7 @@ class Lab:
     @staticmethod
     def _add_vips_to(host: Host, vips: Sequence[IPAddress]) -> None:
         if vips:
-            host.namespace.ip(*(
-                f"addr add {vip}/{vip.max_prefixlen} dev lo" + " nodad" * (vip.version == 6)
-                for vip in vips
-            ))  # fmt: skip
+            host.namespace.own(*vips)
 
     def announce(self, balancers: Sequence[Host]) -> None:
         """The router sends the VIPs' prefixes by way of these, as if they had told it by BGP.

@@ -117,8 +117,7 @@ def test_without_its_vip_it_fails_by_way_of_the_vip_alone(
         scene.wait(bad, {service.name})
         assert scene.failing(good) == set()
     finally:
-        nodad = " nodad" if service.vip.version == 6 else ""
-        bad.namespace.ip(f"addr add {prefix} dev lo{nodad}")
+        bad.namespace.own(service.vip)
     scene.wait(bad, set())
 
 

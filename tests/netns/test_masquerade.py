@@ -41,7 +41,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Host]:
         host,
         pod,
     ):
-        pod.ip(f"addr add {NEAR[4]}/32 dev lo", f"addr add {NEAR[6]}/128 dev lo nodad")
+        pod.own(NEAR[4], NEAR[6])
         # What comes from elsewhere has no way back but by way of the node's own address.
         pod.ip("route del default", "route del ::/0")
         pod.sysctl({"ipv4.ip_forward": 1})  # so that it says what it knows no way to

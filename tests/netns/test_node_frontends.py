@@ -48,7 +48,7 @@ def describe(host: Host, mode: str = "local") -> None:
 
 def route_through(node: Namespace, pod: Namespace) -> None:
     """The addresses in transit are the pod's own, behind the node."""
-    pod.ip(f"addr add {TRANSIT[4]}/32 dev lo", f"addr add {TRANSIT[6]}/128 dev lo nodad")
+    pod.own(TRANSIT[4], TRANSIT[6])
     node.ip(
         f"route add {TRANSIT[4]} via {POD_ADDR[4]}", f"route add {TRANSIT[6]} via {POD_ADDR[6]}"
     )
@@ -122,7 +122,7 @@ def test_an_address_that_comes_and_goes(either: Host, ip: int) -> None:
         either.until(lambda: vips(either, f"np-{ip}") == [NODE_ADDR[ip]], "gives it back")
         assert echoed(lasting, 100_000)
     # It can be somebody else's: nothing of ours takes its packets any more.
-    either.here.ip(f"addr add {later}/{128 if ip == 6 else 32} dev lo{nodad}")
+    either.here.own(later)
     try:
         either.until(lambda: len(vips(either, f"np-{ip}")) == 2, "takes it on any device")
     finally:

@@ -65,9 +65,7 @@ print("ready", flush=True)
 def serving(pod: Namespace) -> Iterator[None]:
     """On its own addresses and on the VIPs that come to it as they are."""
     direct = VIPS["dsr-l2"].values()
-    pod.ip(
-        *(f"addr add {vip}/{'128 dev lo nodad' if ':' in vip else '32 dev lo'}" for vip in direct)
-    )
+    pod.own(*direct)
     argv = [sys.executable, "-c", SERVER, str(PORT), *POD_ADDR.values(), *direct]
     server = subprocess.Popen([*pod.enter, *argv], stdout=subprocess.PIPE)
     try:

@@ -53,8 +53,8 @@ def apart() -> Iterator[Namespace]:
     """A namespace that has both ends' addresses itself."""
     space = Namespace.create(f"shunt-apart-{os.getpid()}")
     try:
-        space.ip("link set lo up", "addr add 10.9.1.1/32 dev lo", f"addr add {BE1}/32 dev lo")
-        space.ip(f"addr add {SIX1}/128 dev lo nodad")
+        space.ip("link set lo up")
+        space.own("10.9.1.1", BE1, SIX1)
         yield space
     finally:
         space.delete()

@@ -196,9 +196,7 @@ def settle(made: dict[str, Namespace]) -> None:
     here = made["here"]
     here.sysctl({"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1})
     made["server"].sysctl({"ipv4.conf.all.arp_ignore": 1})
-    for vip in VIPS:
-        nodad = " nodad" if vip.version == 6 else ""
-        made["server"].ip(f"addr add {vip}/{vip.max_prefixlen} dev lo{nodad}")
+    made["server"].own(*VIPS)
     for tag, (who, host) in TAGS.items():
         four, six = f"10.{tag}.0.", f"fd00:{tag}::"
         here.ip(*interface(tag, f"{four}1", f"{six}1"))
