@@ -77,22 +77,16 @@ enum recalled { RECALLED, RECALLED_NONE, RECALLED_ENDED };
 static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct packet *pkt,
 						struct nat_fwd_val *fwd, struct translation *t)
 {
-	__u64 word = READ_ONCE(fwd->word), now;
-	struct backend_val *b;
 	struct last_hop hop __attribute__((aligned(8)));
+	struct backend_val *b;
+	__u32 bits;
+	__u64 now;
 
-	t->backend = word;
-	b = bpf_map_lookup_elem(&backends, &t->backend);
-	if (word >> 32 != pkt->hash || !b)
+	b = read_forward(pkt, fwd, t, &bits);
+	if (!b)
 		return RECALLED_NONE;
-	__builtin_memcpy(t->to.saddr, fwd->saddr, 16);
-	__builtin_memcpy(t->to.daddr, b->addr, 16);
-	t->to.sport = fwd->sport;
-	t->to.dport = fwd->dport;
-	t->to.proto = pkt->key.proto;
-	/* The kernel may have recycled the element under us; `word` is written first. */
-	if (READ_ONCE(fwd->word) != word)
-		return RECALLED_NONE;
+	if (unlikely(bits & NAT_MASQUERADED)) /* from before this service */
+		return RECALLED_ENDED;
 	if (!(b->flags & BACKEND_KNOWN))
 		return RECALLED_ENDED;
 	/* A flow that may begin anew does not stay with a backend that is down; an established connection
@@ -103,7 +97,7 @@ static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct
 		return RECALLED_ENDED;
 	if (DRY_RUN)
 		return RECALLED;
-	if (unlikely(fwd->track & NAT_TRACKED))
+	if (unlikely(bits & NAT_TRACKED))
 		leave_untracked(pkt, &t->to, false);
 	note_client(fwd, pkt);
 	now = now_ns();

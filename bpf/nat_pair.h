@@ -12,14 +12,6 @@
 
 #include "claim.h"
 #include "flow.h"
-#include "siphash.h"
-
-#define NAT_ATTEMPTS 32
-
-struct translation {
-	struct flow_key to __attribute__((aligned(8))); /* the tuple as it leaves */
-	__u32 backend;
-};
 
 /* Whether the tuple that a packet is to get is of the other family. Its source says so, an address of
  * this host or a VIP: a client may write an IPv4-mapped one into an IPv6 header. */
@@ -35,18 +27,6 @@ static __always_inline void choose_new(const struct packet *pkt, struct place *p
 		p->cur = p->named;
 	else if (p->flags & SVC_AFFINITY)
 		p->cur = affine_backend(pkt, p->svc, p->cur);
-}
-
-static __always_inline void reverse(const struct flow_key *key, struct flow_key *out)
-{
-	__builtin_memcpy(out->saddr, key->daddr, 16);
-	__builtin_memcpy(out->daddr, key->saddr, 16);
-	out->sport = key->dport;
-	out->dport = key->sport;
-	out->proto = key->proto;
-	out->scope = key->scope;
-	out->kind = FLOW_KIND_FLOW;
-	out->pad = 0;
 }
 
 /* A new flow's reverse entry, in the scratch memory, where complete_pair() expects it. */
@@ -90,99 +70,29 @@ static __always_inline int complete_pair(const struct packet *pkt, const struct 
 	return err;
 }
 
-/* Puts in the reverse entry of `t`, NOEXIST; its key is left in the scratch memory. Returns 0, or
- * -EEXIST if somebody has that tuple, or another error if the table is full. */
-static __always_inline int claim(const struct packet *pkt, const struct translation *t,
-				 struct nat_scratch *s)
+/* What a forward entry says of its packet, and in `bits` its track. Returns its backend, or NULL if the
+ * entry is none of this flow's: the kernel recycles a deleted element's memory under its readers. */
+static __always_inline struct backend_val *read_forward(const struct packet *pkt,
+							const struct nat_fwd_val *fwd,
+							struct translation *t, __u32 *bits)
 {
-	reverse(&t->to, &s->key);
-	s->rev.word = (__u64)whole_hash(&s->key, !is_mapped(s->key.saddr)) << 32 | t->backend;
-	return put_claim(pkt, s);
-}
+	__u64 word = READ_ONCE(fwd->word); /* it is written first */
+	struct backend_val *b;
 
-/* 6.1 has 32 bytes of stack for it. */
-static __noinline void count_refused_towards(const struct flow_key *to)
-{
-	struct masq_refused_key key = {.port = to->dport, .proto = to->proto};
-	struct nat_refused_val one = {.flows = 1}, *n;
-
-	__builtin_memcpy(key.addr, to->daddr, 16);
-	if (!bpf_map_update_elem(&masq_refused, &key, &one, BPF_NOEXIST))
-		return;
-	n = bpf_map_lookup_elem(&masq_refused, &key);
-	if (n)
-		__sync_fetch_and_add(&n->flows, 1);
-}
-
-static __always_inline void count_refused(const struct translation *t)
-{
-	__u32 backend = t->backend;
-	struct nat_refused_val *n;
-
-	if (DRY_RUN)
-		return;
-	if (AT_TC && !backend) {
-		count_refused_towards(&t->to);
-		return;
-	}
-	n = bpf_map_lookup_elem(&nat_refused, &backend);
-	if (n)
-		__sync_fetch_and_add(&n->flows, 1);
-}
-
-/* The client's own port, or none: see bpf/sctp.h. */
-static __always_inline bool claim_own_port(const struct packet *pkt, struct translation *t,
-					   struct nat_scratch *s, enum reason *why)
-{
-	int err;
-
-	t->to.sport = pkt->key.sport;
-	err = claim(pkt, t, s);
-	*why = err == -EEXIST ? REASON_DROP_NAT_SCTP_PORT : REASON_DROP_NAT_TABLE_FULL;
-	if (err == -EEXIST)
-		count_refused(t);
-	return !err;
-}
-
-/* Somebody else's: a frontend's on an address of this host, or a process's that waits there. An identifier
- * of ICMP is nobody's. */
-static __noinline bool is_excluded(__u8 proto, __u16 port)
-{
-	__u32 index = port_word(proto, port);
-	struct ports_val *p;
-
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
-		return false;
-	p = bpf_map_lookup_elem(&nat_excluded, &index);
-	return p && p->bits >> (port & 63) & 1;
-}
-
-/* Claims a port towards the backend; returns whether one was had, else `*why`. */
-static __noinline bool claim_port(const struct packet *pkt, struct translation *t,
-				  struct nat_scratch *s, enum reason *why)
-{
-	if (AT_TC && pkt->key.proto == IPPROTO_SCTP)
-		return claim_own_port(pkt, t, s, why);
-	*why = REASON_DROP_NAT_NO_PORT;
-	/* 64 bits wide: a 32-bit counter, spilled, is unknown to the verifier (6.18, clang 14:
-	 * "infinite loop detected"). */
-	for (__u64 attempt = 0; attempt < NAT_ATTEMPTS; attempt++) {
-		__u32 random = port_hash(&pkt->key, attempt) >> 32;
-		__u16 port = config.nat_port_min + ((__u64)random * config.nat_port_count >> 32);
-		int err; /* before 6.4 only the lower half of a map function's result is its own */
-
-		t->to.sport = bpf_htons(port);
-		err = is_excluded(pkt->key.proto, port) ? -EEXIST : claim(pkt, t, s);
-		if (!err)
-			return true;
-		if (err != -EEXIST) {
-			*why = REASON_DROP_NAT_TABLE_FULL;
-			return false;
-		}
-		note(EVENT_NAT_COLLISION);
-	}
-	count_refused(t);
-	return false;
+	t->backend = word;
+	b = bpf_map_lookup_elem(&backends, &t->backend);
+	if (word >> 32 != pkt->hash || !b)
+		return NULL;
+	*bits = READ_ONCE(fwd->track);
+	__builtin_memcpy(t->to.saddr, fwd->saddr, 16);
+	if (*bits & NAT_MASQUERADED) /* which keeps whom it is for */
+		__builtin_memcpy(t->to.daddr, pkt->key.daddr, 16);
+	else
+		__builtin_memcpy(t->to.daddr, b->addr, 16);
+	t->to.sport = fwd->sport;
+	t->to.dport = fwd->dport;
+	t->to.proto = pkt->key.proto;
+	return READ_ONCE(fwd->word) == word ? b : NULL;
 }
 
 /* Another processor translated this flow first: use its translation. */

@@ -58,32 +58,21 @@ static __always_inline bool go_on(struct nat_fwd_val *fwd, const struct packet *
 	return true;
 }
 
-enum known { KNOWN, KNOWN_NOT, KNOWN_ENDED, KNOWN_REFUSED };
+enum known { KNOWN, KNOWN_NOT, KNOWN_ENDED, KNOWN_REFUSED, KNOWN_LEAVING };
 
 static __noinline enum known recall_flow(const struct packet *pkt, struct translation *t,
 					 struct nat_scratch *s)
 {
 	struct nat_fwd_val *fwd = bpf_map_lookup_elem(&nat_fwd, &pkt->key);
 	struct backend_val *b;
-	__u64 word;
 	__u32 bits;
 
-	if (!fwd)
+	b = fwd ? read_forward(pkt, fwd, t, &bits) : NULL;
+	if (!b)
 		return KNOWN_NOT;
-	word = READ_ONCE(fwd->word);
-	t->backend = word;
-	b = bpf_map_lookup_elem(&backends, &t->backend);
-	if (word >> 32 != pkt->hash || !b)
-		return KNOWN_NOT;
-	__builtin_memcpy(t->to.saddr, fwd->saddr, 16);
-	__builtin_memcpy(t->to.daddr, b->addr, 16);
-	t->to.sport = fwd->sport;
-	t->to.dport = fwd->dport;
-	t->to.proto = pkt->key.proto;
-	bits = READ_ONCE(fwd->track);
-	/* The kernel may have recycled the element under us; `word` is written first. */
-	if (READ_ONCE(fwd->word) != word)
-		return KNOWN_NOT;
+	/* It left the node before this service was, and its connections go on doing so. */
+	if (bits & NAT_MASQUERADED)
+		return may_begin(pkt) ? KNOWN_ENDED : KNOWN_LEAVING;
 	if (!(b->flags & BACKEND_KNOWN))
 		return KNOWN_ENDED;
 	/* As in XDP: what may begin anew does not stay with a backend that is down. */
@@ -172,6 +161,8 @@ static __always_inline struct verdict forward(struct __sk_buff *ctx, const struc
 	step(STEP_NAT_FLOW, found, found == KNOWN_NOT ? 0 : t.backend);
 	if (found == KNOWN_REFUSED)
 		return verdict(XDP_DROP, REASON_DROP_NAT_INVALID);
+	if (found == KNOWN_LEAVING)
+		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
 	if ((by_id || found != KNOWN) && !find_place(pkt, svc_id, service, &p))
 		return verdict(XDP_DROP, REASON_DROP_BAD_TABLE);
 	if (by_id)

@@ -71,19 +71,13 @@ static __noinline enum known recall_masqueraded(const struct packet *pkt, struct
 						struct nat_scratch *s)
 {
 	struct nat_fwd_val *fwd = bpf_map_lookup_elem(&nat_fwd, &pkt->key);
-	__u64 word;
 	__u32 bits;
 
-	if (!fwd)
+	if (!fwd || !read_forward(pkt, fwd, t, &bits))
 		return KNOWN_NOT;
-	word = READ_ONCE(fwd->word);
-	t->to = pkt->key;
-	__builtin_memcpy(t->to.saddr, fwd->saddr, 16);
-	t->to.sport = fwd->sport;
-	bits = READ_ONCE(fwd->track);
-	/* The kernel may have recycled the element under us; `word` is written first. */
-	if (READ_ONCE(fwd->word) != word || word >> 32 != pkt->hash || !(bits & NAT_MASQUERADED))
-		return KNOWN_NOT;
+	/* A service's whose VIP this is no more: */
+	if (!(bits & NAT_MASQUERADED))
+		return KNOWN_ENDED;
 	if (may_begin(pkt) && track_over(bits))
 		return KNOWN_ENDED;
 	return go_on(fwd, pkt, &t->to, bits, s) ? KNOWN : KNOWN_REFUSED;
@@ -140,7 +134,7 @@ static __always_inline bool masquerade(struct __sk_buff *ctx, struct packet *pkt
 {
 	struct masq_key device = {.ifindex = ctx->ifindex};
 	struct masq_val *own;
-	struct translation t;
+	struct translation t = {};
 	enum known found;
 	enum reason why;
 	bool source;

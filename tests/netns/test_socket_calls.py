@@ -77,7 +77,7 @@ def listening(
             with contextlib.suppress(OSError):
                 while True:
                     sock, _peer = server.accept()
-                    with sock:
+                    with sock, contextlib.suppress(ConnectionError):  # a health check resets
                         sock.sendall(f"{share or role} ".encode() + sock.recv(1000))
 
         thread = threading.Thread(target=serve)

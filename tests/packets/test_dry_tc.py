@@ -82,11 +82,13 @@ def test_they_say_what_becomes_of_connections(twins: Twins) -> None:
         flags = rnd.choice(("S", "S", "A", "FA", "R"))
         port = rnd.randrange(1024, 1030)
         extra = {"flags": flags} if proto == TCP else {}
-        if rnd.random() < 0.3:
-            sent = twins.run(OUT, either(proto, POD[ip], WORLD[ip], sport=port, dport=443, **extra))
+        to = rnd.choice((LOCAL, REMOTE))
+        if rnd.random() < 0.3:  # a VIP on its way out: it was none, or is none any more
+            whom = rnd.choice((WORLD, VIP))[ip]
+            sent = twins.run(OUT, either(proto, POD[ip], whom, sport=port, dport=to, **extra))
         else:
-            to = rnd.choice((LOCAL, REMOTE))
-            sent = twins.run(IN, either(proto, CLIENT[ip], VIP[ip], sport=port, dport=to, **extra))
+            who = rnd.choice((CLIENT, CLIENT, POD))[ip]
+            sent = twins.run(IN, either(proto, who, VIP[ip], sport=port, dport=to, **extra))
         if sent.reasons and not any(r.name.startswith("DROP") for r in sent.reasons):
             back = rnd.choice(("SA", "A", "FA", "R", "S"))
             answered = answer(sent, back, proto=proto)

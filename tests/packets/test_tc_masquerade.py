@@ -249,6 +249,73 @@ def test_a_connection_that_has_ended_begins_anew(tc: Masquerader) -> None:
     assert len(tc.entries("nat_fwd")) == 1
 
 
+def pairs(tc: Balancer) -> int:
+    """How many flows there are, each with both of its entries."""
+    forward, reverse = tc.entries("nat_fwd"), tc.entries("nat_rev")
+    assert len(forward) == len(reverse)
+    return len(forward)
+
+
+@FAMILIES
+def test_connections_outlive_a_vip_that_comes_where_they_go(tc: Masquerader, ip: int) -> None:
+    """They were masqueraded before that address was a VIP's. New ones are for its service."""
+    sent = tc.leave(tcp(POD[ip], WORLD[ip], sport=40000))
+    tc.run(answer(sent))
+    tc.add_service(WORLD[ip], 80, TCP, backends=BACKENDS[ip][:1], backend_port=8080)
+    later = tcp(POD[ip], WORLD[ip], "A", sport=40000, payload=b"odd")
+    inward = tc.run(later)
+    assert (inward.verdict, inward.reasons, inward.data) == (NEXT, {}, bytes(later))
+    out = tc.leave(later)
+    expect(out, NEXT, "SENT_MASQUERADED")
+    assert tuple_of(out.packet) == tuple_of(sent.packet)
+    assert tuple_of(tc.run(answer(sent, "A")).packet)[2:] == (POD[ip], 40000)
+    anew = tc.run(tcp(POD[ip], WORLD[ip], sport=40000))
+    expect(anew, NEXT, "SENT_TO_BACKEND")
+    assert tuple_of(anew.packet)[2:] == (BACKENDS[ip][0], 8080)
+    assert pairs(tc) == 1
+    assert tuple_of(tc.leave(answer(anew)).packet) == (WORLD[ip], 80, POD[ip], 40000)
+
+
+@FAMILIES
+def test_datagrams_follow_a_vip_that_comes_where_they_go(tc: Masquerader, ip: int) -> None:
+    tc.leave(udp(POD[ip], WORLD[ip], sport=40000, dport=53))
+    tc.add_service(WORLD[ip], 53, UDP, backends=BACKENDS[ip][:1])
+    anew = tc.run(udp(POD[ip], WORLD[ip], sport=40000, dport=53))
+    assert tuple_of(anew.packet)[2:] == (BACKENDS[ip][0], 53)
+    assert pairs(tc) == 1
+
+
+@PROTOS
+@FAMILIES
+def test_xdp_too_ends_what_went_where_a_vip_is(
+    lb: Balancer, tc: Masquerader, ip: int, proto: int
+) -> None:
+    tc.leave(either(proto, POD[ip], WORLD[ip], sport=40000, dport=80))
+    tc.add_service(WORLD[ip], 80, proto, "nat", backends=BACKENDS[ip][:1])
+    xdp = Balancer(maps=tc.object.maps)
+    try:
+        out = xdp.run(either(proto, POD[ip], WORLD[ip], sport=40000, dport=80))
+        assert out.reasons == {Reason.SENT_TO_BACKEND: 1}
+        assert tuple_of(out.packet)[2:] == (BACKENDS[ip][0], 80)
+        assert pairs(tc) == 1
+    finally:
+        xdp.close()
+
+
+@PROTOS
+@FAMILIES
+def test_what_went_to_a_vip_that_is_none_any_more(tc: Masquerader, ip: int, proto: int) -> None:
+    """Before the scan has removed it, its next connection leaves the node as anybody's."""
+    first = either(proto, POD[ip], VIP[ip], sport=40000, dport=80)
+    tc.add_service(VIP[ip], 80, proto, backends=BACKENDS[ip][:1], backend_port=8080)
+    tc.run(first)
+    out = tc.leave(first)
+    expect(out, NEXT, "SENT_MASQUERADED")
+    assert tuple_of(out.packet)[2:] == (VIP[ip], 80)
+    assert pairs(tc) == 1
+    assert tuple_of(tc.run(answer(out, proto=proto)).packet) == (VIP[ip], 80, POD[ip], 40000)
+
+
 @PROTOS
 @FAMILIES
 @pytest.mark.parametrize("kind", ["too-big", "unreachable"])
