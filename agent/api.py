@@ -128,8 +128,14 @@ class Api:
         return web.Response(body=openapi.document(), content_type="application/json")
 
     async def _status(self, _request: web.Request) -> web.Response:
-        directory = str(self.intent.store.directory.absolute())
-        return answer({**views.status(self.node), "state_directory": directory})
+        files = self.intent.files
+        places = {
+            "config_file": files.config,
+            "services_directory": files.services,
+            "state_directory": self.intent.store.directory,
+        }
+        where = {name: str(path.absolute()) for name, path in places.items()}
+        return answer({**views.status(self.node), **where})
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         return await metrics.respond(self.node, request)

@@ -216,6 +216,8 @@ class Status(Answer):
     nexthop_problems: list[HopProblem]
     maps: dict[str, Fill]
     problems: list[str]
+    config_file: str
+    services_directory: str
     state_directory: str
 
 

@@ -53,7 +53,7 @@ def undrain(options: Options, where: tuple[str, ...]) -> None:
     _change(options, where, lambda c, s, b: c.post("services", s, "backends", b, "undrain"))
 
 
-@backend.command()
+@backend.command(context_settings={"ignore_unknown_options": True})  # -1 is no option
 @click.argument("service")
 @click.argument("backend")
 @click.argument("weight", type=int, required=False)
@@ -66,9 +66,9 @@ def weight(options: Options, service: str, backend: str, weight: int | None, res
     """
     if reset == (weight is not None):
         raise click.UsageError("Give a WEIGHT, or --reset.")
-    if weight == 0:
+    if weight is not None and weight < 1:
         raise ShuntError(
-            f"weight 0 for backend {backend}",
+            f"weight {weight} for backend {backend}",
             "a weight is from 1 to 65535",
             f"to send it no new flows: shunt backend drain {service} {backend}",
         )

@@ -21,7 +21,7 @@ import click
 
 from shunt.cli import render
 from shunt.cli.client import Client, Refused, Unreachable
-from shunt.cli.options import Command, Options, asked_state_option, config_options
+from shunt.cli.options import Command, Options, Places, asked_places
 from shunt.cli.progress import progress
 from shunt.lb.errors import ShuntError
 
@@ -55,13 +55,10 @@ FILES = {
 
 
 @click.command(cls=Command)
-@config_options
-@asked_state_option
+@asked_places
 @click.option("--file", "path", type=click.Path(path_type=Path), help="Where to write it.")
 @click.pass_obj
-def debuginfo(
-    options: Options, config: Path, services: Path, state: Path | None, path: Path | None
-) -> None:
+def debuginfo(options: Options, places: Places, path: Path | None) -> None:
     """One archive for whoever helps you: status, tables' fill, doctor, files, kernel, log.
 
     Secrets are taken out, and flows are not in it; addresses of services, backends, this host and
@@ -72,8 +69,8 @@ def debuginfo(
     path = path or Path(f"{name}.tar.gz")
     pieces = [
         *_of_the_daemon(options.client),
-        ("doctor.json", lambda: _doctor(options.client, config, services, state)),
-        *_files(config, services),
+        ("doctor.json", lambda: _doctor(options.client, places)),
+        *_files(options.client, places),
         *_of_the_kernel(),
     ]
     with progress("collecting") as say:
@@ -120,16 +117,21 @@ def _of_the_daemon(client: Client) -> Iterator[Piece]:
     yield "metrics.txt", lambda: "".join(client.text("metrics"))
 
 
-def _doctor(client: Client, config: Path, services: Path, state: Path | None) -> str:
+def _doctor(client: Client, places: Places) -> str:
     from shunt.cli.doctor import balancer_findings
 
-    findings = balancer_findings(client, config, services, state)
+    findings = balancer_findings(client, places)
     return _pretty([dataclasses.asdict(finding) for finding in findings])
 
 
-def _files(config: Path, services: Path) -> Iterator[Piece]:
+def _files(client: Client, places: Places) -> Iterator[Piece]:
     """The configuration; also files that are wrong, which is often the point."""
     from shunt.agent.redact import redact_yaml
+
+    try:
+        config, services, _state = places.found(client.get("status"))
+    except ShuntError:
+        config, services, _state = places.found(None)
 
     def read(path: Path) -> Callable[[], str]:
         return lambda: redact_yaml(path.read_text(errors="replace"))

@@ -6,14 +6,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from shunt.cli import render
 from shunt.cli.client import Client, Unreachable
-from shunt.cli.options import STATE, Command, Options, asked_state_option, config_options, kept_in
+from shunt.cli.options import Command, Options, Places, asked_places, kept_in
 from shunt.cli.progress import progress
 from shunt.lb.errors import ShuntError
 
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@config_options
-@asked_state_option
+@asked_places
 @click.option("--backend", is_flag=True, help="Judge this host as a backend.")
 @click.option("--vip", "vips", multiple=True, metavar="ADDR", help="With --backend: its VIPs.")
 @click.option(
@@ -37,9 +35,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def doctor(
     ctx: click.Context,
-    config: Path,
-    services: Path,
-    state: Path | None,
+    places: Places,
     backend: bool,
     vips: Sequence[str],
     mode: str,
@@ -61,7 +57,7 @@ def doctor(
             findings = (
                 _backend(vips, mode, iface)
                 if backend
-                else balancer_findings(ctx.ensure_object(Options).client, config, services, state)
+                else balancer_findings(ctx.ensure_object(Options).client, places)
             )
     except OSError as e:
         raise ShuntError(
@@ -74,13 +70,8 @@ def doctor(
     ctx.exit(1 if worst(findings) is Level.ERROR else 0)
 
 
-def balancer_findings(
-    client: Client, config: Path, services: Path, state: Path | None
-) -> list[Finding]:
-    """A node; also one whose files are wrong is looked at as far as it goes.
-
-    `state` None: the directory of the daemon, if it answers.
-    """
+def balancer_findings(client: Client, places: Places) -> list[Finding]:
+    """A node; also one whose files are wrong is looked at as far as it goes."""
     from shunt.agent.doctor import Finding, Level, check_balancer
     from shunt.agent.doctor_daemon import check_closing, check_resolution
     from shunt.agent.doctor_speed import check_speed, gather_speed
@@ -94,8 +85,7 @@ def balancer_findings(
         told = client.get("status")
     except Unreachable:
         told = None
-    if state is None:
-        state = Path(told["state_directory"]) if told else STATE
+    config, services, state = places.found(told)
     try:
         configuration = load(config, services, kept_in(state))
     except ConfigErrors as e:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,12 +127,43 @@ state_option = click.option(
     show_default=True,
     help=_STATE_HELP,
 )
-# For commands that ask the daemon anyway, if it answers.
-asked_state_option = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    help=f"{_STATE_HELP}  [default: as the running shuntd says; {STATE}]",
-)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where shuntd's files are; of those that are None it is asked, if it answers."""
+
+    config: Path | None
+    services: Path | None
+    state: Path | None
+
+    def found(self, told: Mapping[str, Any] | None) -> tuple[Path, Path, Path]:
+        """The three; `told` is shuntd's status, or None."""
+        said = told or {}
+        return (
+            self.config or Path(said.get("config_file", CONFIG)),
+            self.services or Path(said.get("services_directory", SERVICES)),
+            self.state or Path(said.get("state_directory", STATE)),
+        )
+
+
+def asked_places(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--config, --services and --state as `places`, for commands that ask the daemon anyway."""
+
+    @functools.wraps(command)
+    def with_places(
+        *args: Any, config: Path | None, services: Path | None, state: Path | None, **kwargs: Any
+    ) -> Any:
+        return command(*args, places=Places(config, services, state), **kwargs)
+
+    for name, default, text in (
+        ("--state", STATE, f"{_STATE_HELP}  "),
+        ("--services", SERVICES, ""),
+        ("--config", CONFIG, ""),
+    ):
+        said = f"{text}[default: as the running shuntd says; {default}]"
+        with_places = click.option(name, type=click.Path(path_type=Path), help=said)(with_places)
+    return with_places
 
 
 def kept_in(directory: Path) -> State:

@@ -179,8 +179,8 @@ class FileSource:
     """The two places where an operator writes, as something to load and to watch."""
 
     def __init__(self, config: Path, services: Path) -> None:
-        self._config = config
-        self._services = services
+        self.config = config
+        self.services = services
         self._kept: Kept = {}
 
     def load(self) -> Configuration:
@@ -192,16 +192,16 @@ class FileSource:
     ) -> Loaded:
         """The files with services of the API, as `merge`. Raises: ConfigErrors."""
         try:
-            files = read_files(self._config, self._services, self._kept)
+            files = read_files(self.config, self.services, self._kept)
             return merge(files, state, must, newest)
         except Stale:  # rare: a pool lost an address, say
             self._kept = {path: r for path, r in self._kept.items() if not r.asks_pools()}
-            files = read_files(self._config, self._services, self._kept)
+            files = read_files(self.config, self.services, self._kept)
             return merge(files, state, must, newest)
 
     def paths(self) -> list[Path]:
         """What to give to `shunt.kern.inotify.Watch`, which watches directories for it."""
-        places = (self._config, self._config.resolve(), self._services)
+        places = (self.config, self.config.resolve(), self.services)
         return list(dict.fromkeys(path.absolute() for path in places))
 
     def concerns(self, changed: Iterable[str | Path]) -> bool:
@@ -210,7 +210,7 @@ class FileSource:
         An editor's swap file beside the services is no reason to load.
         """
         watched = self.paths()
-        services = self._services.absolute()
+        services = self.services.absolute()
         return any(
             path in watched or (path.parent == services and _is_read(path.name))
             for path in map(Path, changed)

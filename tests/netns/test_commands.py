@@ -183,7 +183,8 @@ def test_weight(host: Host) -> None:
     assert "9 (configured 1)" in host.shunt("backend", "list", "web").out
     done = host.shunt("backend", "weight", "web", "10.9.0.2", "--reset")
     assert done.out == "10.9.0.2 of service web: up, weight 1, 25.0 % of the slots\n"
-    refused(host.shunt("backend", "weight", "web", "10.9.0.2", "0"), "shunt backend drain web")
+    for low in ("0", "-1"):
+        refused(host.shunt("backend", "weight", "web", "10.9.0.2", low), "shunt backend drain web")
     refused(host.shunt("backend", "weight", "web", "10.9.0.2", "65536"), "from 1 to 65535")
     refused(host.shunt("backend", "weight", "web", "10.9.0.8", "2"), "no backend 10.9.0.8")
     for wrong in ("many", "1.5", ""):

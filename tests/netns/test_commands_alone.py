@@ -64,6 +64,7 @@ def test_doctor(host: Host, tmp_path: Path) -> None:
     assert shown.code == done.code
     for finding in wrong:
         assert finding["fix"] in shown.out
+    assert host.shunt("doctor").out == shown.out, "it looks where shuntd does"
     bad = tmp_path / "shunt.yaml"
     bad.write_text("interfaces: [eth0]\nxdp: fast\n")
     done = host.shunt("doctor", "--config", str(bad), *places[2:])
