@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
-
-from shunt.lab.shuntd import Shuntd
-from shunt.lab.topology import Lab
 
 
 def packets(status: Mapping[str, Any]) -> dict[str, int]:
@@ -25,17 +21,3 @@ def leaving(count: Callable[[], Mapping[str, int]], *reasons: str) -> Iterator[N
     after = count()
     for reason in reasons:
         assert after.get(reason, 0) > before.get(reason, 0), (reason, before, after)
-
-
-@dataclass
-class LabScene:
-    """A lab with one daemon in it."""
-
-    lab: Lab
-    daemon: Shuntd
-
-    def reasons(self) -> dict[str, int]:
-        return packets(self.daemon.client.get("status"))
-
-    def counts(self, *reasons: str) -> contextlib.AbstractContextManager[None]:
-        return leaving(self.reasons, *reasons)

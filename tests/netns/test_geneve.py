@@ -28,13 +28,12 @@ from shunt.lab.topology import BPFFS, CLIENT4, CLIENT6, Host
 from shunt.lb.model import Mode
 from shunt.xdp import decap
 from tests.netns.iperf import LISTEN, TRANSFERS, arrives
-from tests.netns.reasons import LabScene
+from tests.netns.lab_scene import TIMEOUT_S, LabScene, set_mtus, until_refused
 from tests.scenes import lab_with_servers
 
 MTU, NARROW_MTU = 1500, 1400
 WEB, ECHO, CLOSED, IPERF3 = 8000, 7007, 7009, 8001  # the VIPs' ports
 CLOSED_PORT = 9  # of every backend, and no server there
-TIMEOUT_S = 20.0
 IP_MTU, IPV6_MTU, IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, DO = 14, 24, 10, 23, 2
 OUTER_BYTES = {4: 60, 6: 80}
 SOURCE_PORTS = itertools.count(20000)
@@ -76,23 +75,15 @@ def documents(service: LabService, backends: list[Host]) -> Iterator[dict[str, A
 
 
 class Scene(LabScene):
-    def curl(self, service: LabService, path: str, *more: str) -> str:
-        host = f"[{service.vip}]" if service.vip.version == 6 else str(service.vip)
-        argv = ["curl", "-sS", "-m", "25", *more, f"http://{host}:{WEB}{path}"]
-        return self.lab.client.run(*argv, timeout_s=40).stdout
+    def web(self, service: LabService, path: str, *more: str) -> str:
+        return self.curl(service.vip, path, *more, port=WEB)
 
     def connect(
         self, service: LabService, kind: socket.SocketKind, port: int = ECHO
     ) -> socket.socket:
-        family = socket.AF_INET if service.vip.version == 4 else socket.AF_INET6
-        with self.lab.client.inside():
-            sock = socket.socket(family, kind)
-        sock.settimeout(TIMEOUT_S)
-        # Two VIPs lead to one port here: a datagram's flow of the other may still have an
-        # ephemeral one.
-        sock.bind(("", next(SOURCE_PORTS)))
-        sock.connect((str(service.vip), port))
-        return sock
+        """Two VIPs lead to one port here: a datagram's flow of the other may still have an
+        ephemeral one."""
+        return self.dial(service.vip, port, kind, next(SOURCE_PORTS))
 
     def decaps(self) -> list[decap.Decap]:
         found = []
@@ -109,12 +100,7 @@ class Scene(LabScene):
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with lab_with_servers((), balancer_count=1, backend_count=2) as (lab, _):
-        hosts = [*lab.balancers, *lab.backends]
-        ports = ["router", *(host.role for host in hosts)]
-        lab.switch.ip(*(f"link set dev {port} mtu {MTU}" for port in ports))
-        lab.router.ip(f"link set dev lan mtu {MTU}")
-        for host in hosts:
-            host.namespace.ip(f"link set dev eth0 mtu {MTU}")
+        set_mtus(lab, MTU)
         for host in lab.backends:
             attach_decap(lab, host, host.addresses)
         wanted = [document for s in SERVICES for document in documents(s, lab.backends)]
@@ -128,13 +114,13 @@ def scene() -> Iterator[Scene]:
 def test_http_there_and_back(scene: Scene, service: LabService) -> None:
     """The server sees the client itself (S41). A quarter of a megabyte comes back."""
     with scene.counts("SENT_TO_BACKEND"):
-        name, peer = scene.curl(service, "/").split()
+        name, peer = scene.web(service, "/").split()
         assert name in {host.role for host in scene.lab.backends}
         assert ip_address(peer) == (CLIENT4 if service.vip.version == 4 else CLIENT6)
-        big = scene.curl(service, "/big")
+        big = scene.web(service, "/big")
         assert len(big) >= BIG_BYTES
         assert set(big.splitlines()) == {"shunt"}
-    seen = {scene.curl(service, "/").split()[0] for _ in range(30)}
+    seen = {scene.web(service, "/").split()[0] for _ in range(30)}
     assert seen == {host.role for host in scene.lab.backends}
 
 
@@ -152,7 +138,7 @@ def test_what_a_client_sends_fits_at_once(scene: Scene, service: LabService) -> 
     before = scene.reasons(), scene.counted("clamped")
     body = scene.lab.directory / "upload"
     body.write_bytes(b"u" * 300_000)
-    scene.curl(service, "/", "--data-binary", f"@{body}", "-H", "Expect:")
+    scene.web(service, "/", "--data-binary", f"@{body}", "-H", "Expect:")
     after = scene.reasons()
     for reason in ("SENT_TOO_BIG", "DROP_TOO_BIG"):
         assert after.get(reason, 0) == before[0].get(reason, 0)
@@ -210,37 +196,16 @@ def test_a_connection_goes_on_when_decap_is_set_anew(scene: Scene, service: LabS
 @services
 def test_path_mtu_discovery_of_the_backend(scene: Scene, service: LabService) -> None:
     """A router towards the client takes less; its error comes through the tunnel, translated."""
-    scene.lab.router.ip(
-        f"route replace 192.0.2.0/24 dev wan mtu lock {NARROW_MTU}",
-        f"route replace 2001:db8:1::/64 dev wan mtu {NARROW_MTU} metric 1",
-    )
-    try:
-        for host in scene.lab.backends:  # what they learnt from another service
-            for family in ("-4", "-6"):
-                host.namespace.run("ip", family, "route", "flush", "cache")
-        with scene.counts("SENT_ERROR_TO_BACKEND"):
-            for _ in range(20):  # both backends
-                assert len(scene.curl(service, "/big")) >= BIG_BYTES
-    finally:
-        scene.lab.router.ip(
-            "route replace 192.0.2.0/24 dev wan", "route del 2001:db8:1::/64 dev wan metric 1"
-        )
+    with scene.narrow(NARROW_MTU), scene.counts("SENT_ERROR_TO_BACKEND"):
+        for _ in range(20):  # both backends
+            assert len(scene.web(service, "/big")) >= BIG_BYTES
 
 
 @services
 def test_an_error_of_a_backend_reaches_the_client(scene: Scene, service: LabService) -> None:
     """The backend has no such port. The client's socket knows the error by the quote."""
     with scene.connect(service, socket.SOCK_DGRAM, CLOSED) as client:
-        client.settimeout(2)
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            try:
-                client.send(b"anybody?")
-                client.recv(100)
-            except ConnectionRefusedError:
-                break
-            except TimeoutError:  # backends ration their errors
-                assert time.monotonic() < deadline
+        until_refused(client)
 
 
 @services
@@ -264,7 +229,7 @@ def test_explain_tells_of_it(scene: Scene, service: LabService) -> None:
 
 
 def test_decap_shows_what_it_did(scene: Scene) -> None:
-    scene.curl(SERVICES[0], "/")
+    scene.web(SERVICES[0], "/")
     host = scene.lab.backends[0]
     for one in scene.decaps():
         assert one.flows > 0

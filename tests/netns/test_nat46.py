@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
@@ -25,12 +24,11 @@ from shunt.lab.servers import BIG_BYTES, ECHO_PORT, HTTP_PORT
 from shunt.lab.shuntd import daemons
 from shunt.lb.model import Mode
 from tests.netns.iperf import LISTEN, TRANSFERS, arrives
-from tests.netns.reasons import LabScene
+from tests.netns.lab_scene import LabScene, set_mtus, until, until_refused
 from tests.scenes import lab_with_servers
 
 MTU, NARROW_MTU = 1500, 1400
 CLOSED_PORT = 9  # of every service, and no server of it
-TIMEOUT_S = 20.0
 IP_MTU, IPV6_MTU, SO_NO_CHECK = 14, 24, 11
 SERVICES = (
     LabService("nat-4to6", Mode.NAT, ip_address("198.51.100.46"), 6),
@@ -40,29 +38,14 @@ services = pytest.mark.parametrize("service", SERVICES, ids=[s.name for s in SER
 
 
 class Scene(LabScene):
-    def curl(self, service: LabService, path: str, *more: str) -> str:
-        host = f"[{service.vip}]" if service.vip.version == 6 else str(service.vip)
-        argv = ["curl", "-sS", "-m", "25", *more, f"http://{host}{path}"]
-        return self.lab.client.run(*argv, timeout_s=40).stdout
-
     def udp(self, service: LabService, port: int) -> socket.socket:
-        family = socket.AF_INET if service.vip.version == 4 else socket.AF_INET6
-        with self.lab.client.inside():
-            sock = socket.socket(family, socket.SOCK_DGRAM)
-        sock.settimeout(TIMEOUT_S)
-        sock.connect((str(service.vip), port))
-        return sock
+        return self.dial(service.vip, port, socket.SOCK_DGRAM)
 
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with lab_with_servers((), balancer_count=1, backend_count=2) as (lab, _):
-        hosts = [*lab.balancers, *lab.backends]
-        ports = ["router", *(host.role for host in hosts)]
-        lab.switch.ip(*(f"link set dev {port} mtu {MTU}" for port in ports))
-        lab.router.ip(f"link set dev lan mtu {MTU}")
-        for host in hosts:
-            host.namespace.ip(f"link set dev eth0 mtu {MTU}")
+        set_mtus(lab, MTU)
         documents, alone = [s.document(lab.backends) for s in SERVICES], list[dict[str, Any]]()
         for document in documents:
             document["ports"].append(f"{CLOSED_PORT}/udp")
@@ -82,14 +65,14 @@ def test_http_there_and_back(scene: Scene, service: LabService) -> None:
     """A quarter of a megabyte each way. The server sees an address of the balancer's."""
     own = scene.lab.balancers[0].addresses[service.backend_version == 6]
     with scene.counts("SENT_TO_BACKEND", "SENT_TO_CLIENT"):
-        name, peer = scene.curl(service, "/").split()
+        name, peer = scene.curl(service.vip, "/").split()
         assert name in {host.role for host in scene.lab.backends}
         assert ip_address(peer) == own
-        big = scene.curl(service, "/big")
+        big = scene.curl(service.vip, "/big")
         assert len(big) >= BIG_BYTES
         assert set(big.splitlines()) == {"shunt"}
     for _ in range(20):
-        scene.curl(service, "/")
+        scene.curl(service.vip, "/")
 
 
 @services
@@ -123,10 +106,8 @@ def test_a_client_learns_what_fits(scene: Scene) -> None:
     """20 bytes less than its own link, since an IPv6 header is 20 bytes larger."""
     with scene.counts("SENT_TOO_BIG"), scene.udp(SERVICES[0], ECHO_PORT) as client:
         client.send(bytes(MTU - 28))
-        deadline = time.monotonic() + TIMEOUT_S
-        while client.getsockopt(socket.IPPROTO_IP, IP_MTU) != MTU - 20:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        told = MTU - 20
+        until(lambda: client.getsockopt(socket.IPPROTO_IP, IP_MTU) == told, "the client was told")
         client.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER: DF, and say so
         with pytest.raises(OSError, match="too long") as caught:
             client.send(bytes(MTU - 20 - 28 + 1))
@@ -136,33 +117,15 @@ def test_a_client_learns_what_fits(scene: Scene) -> None:
 @services
 def test_path_mtu_discovery_across_the_families(scene: Scene, service: LabService) -> None:
     """A router towards the client takes less; its error reaches the backend in its own family."""
-    scene.lab.router.ip(
-        f"route replace 192.0.2.0/24 dev wan mtu lock {NARROW_MTU}",
-        f"route replace 2001:db8:1::/64 dev wan mtu {NARROW_MTU} metric 1",
-    )
-    try:
-        with scene.counts("SENT_ERROR_TO_BACKEND"):
-            assert len(scene.curl(service, "/big")) >= BIG_BYTES
-    finally:
-        scene.lab.router.ip(
-            "route replace 192.0.2.0/24 dev wan", "route del 2001:db8:1::/64 dev wan metric 1"
-        )
+    with scene.narrow(NARROW_MTU), scene.counts("SENT_ERROR_TO_BACKEND"):
+        assert len(scene.curl(service.vip, "/big")) >= BIG_BYTES
 
 
 @services
 def test_an_error_of_a_backend_reaches_the_client(scene: Scene, service: LabService) -> None:
     """The backend has no such port. The client's socket knows the error by the quote."""
     with scene.counts("SENT_ERROR_TO_CLIENT"), scene.udp(service, CLOSED_PORT) as client:
-        client.settimeout(2)
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            try:
-                client.send(b"anybody?")
-                client.recv(100)
-            except ConnectionRefusedError:
-                break
-            except TimeoutError:  # backends ration their errors
-                assert time.monotonic() < deadline
+        until_refused(client)
 
 
 @services
@@ -184,7 +147,7 @@ def test_the_ports_taken_towards_each_backend(scene: Scene, service: LabService)
         found: list[Any] = scene.daemon.client.get("nat", "top")["destinations"]
         return [row for row in found if row["own"] == own and row["protocol"] == "tcp"]
 
-    scene.curl(service, "/")
+    scene.curl(service.vip, "/")
     scene.daemon.wait_until(lambda: bool(rows()), "a scan has seen the flow", 60)
     assert all(0 < row["taken"] < row["ports"] == 20000 for row in rows())
     shown = scene.daemon.cli("nat", "list", "--top", "1").stdout.splitlines()

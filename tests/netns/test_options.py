@@ -26,7 +26,7 @@ from shunt.lab.servers import ECHO_PORT
 from shunt.lab.shuntd import daemons
 from shunt.lab.topology import CLIENT4, CLIENT6, Lab
 from shunt.lb.model import IPAddress, Mode
-from tests.netns.reasons import LabScene
+from tests.netns.lab_scene import LabScene
 from tests.scenes import lab_with_servers
 
 FORMS = [s for s in SERVICES if s.name in {"nat-v4", "nat-v6", "ipip-6in6", "l2-v4"}]

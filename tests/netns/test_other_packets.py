@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,28 +22,22 @@ import pytest
 from shunt.lab.scenario import SERVICES, LabService
 from shunt.lab.servers import BIG_BYTES, ECHO_PORT
 from shunt.lab.shuntd import daemons
-from shunt.lab.topology import CLIENT4, CLIENT6, Lab
+from shunt.lab.topology import CLIENT4, CLIENT6
 from shunt.lb.model import Mode
+from tests.netns.lab_scene import LabScene, until, until_refused
 from tests.netns.parts import send_part
-from tests.netns.reasons import LabScene
 from tests.scenes import lab_with_servers
 
 WAN_MTU = 1400
 CLOSED_PORT = 9  # of every service, and no server of it
 LARGE = 60_000
-TIMEOUT_S = 20.0
 
 services = pytest.mark.parametrize("service", SERVICES, ids=[s.name for s in SERVICES])
 
 
 class Scene(LabScene):
     def udp(self, service: LabService, port: int) -> socket.socket:
-        family = socket.AF_INET if service.vip.version == 4 else socket.AF_INET6
-        with self.lab.client.inside():
-            sock = socket.socket(family, socket.SOCK_DGRAM)
-        sock.settimeout(TIMEOUT_S)
-        sock.connect((str(service.vip), port))
-        return sock
+        return self.dial(service.vip, port, socket.SOCK_DGRAM)
 
 
 @pytest.fixture(scope="module")
@@ -62,29 +55,8 @@ def scene() -> Iterator[Scene]:
 @pytest.fixture
 def narrow(scene: Scene) -> Iterator[None]:
     """The way to the client takes WAN_MTU, and nobody knows yet."""
-    forget(scene.lab)
-    scene.lab.router.ip(
-        f"route replace 192.0.2.0/24 dev wan mtu lock {WAN_MTU}",
-        f"route replace 2001:db8:1::/64 dev wan mtu {WAN_MTU} metric 1",
-    )
-    yield
-    scene.lab.router.ip(
-        "route replace 192.0.2.0/24 dev wan", "route del 2001:db8:1::/64 dev wan metric 1"
-    )
-    forget(scene.lab)
-
-
-def forget(lab: Lab) -> None:
-    for host in lab.backends:
-        for family in ("-4", "-6"):
-            host.namespace.run("ip", family, "route", "flush", "cache")
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+    with scene.narrow(WAN_MTU):
+        yield
 
 
 def known_mtus(scene: Scene, service: LabService) -> set[int]:
@@ -106,10 +78,8 @@ def known_mtus(scene: Scene, service: LabService) -> set[int]:
 def test_path_mtu_discovery_through_a_vip(scene: Scene, service: LabService) -> None:
     """The backend's large segments meet the router; its error finds the backend, by way of the
     VIP. Without it nothing arrives but what is small."""
-    host = f"[{service.vip}]" if service.vip.version == 6 else str(service.vip)
     with scene.counts("SENT_ERROR_TO_BACKEND"):
-        done = scene.lab.client.run("curl", "-sS", "-m", "25", f"http://{host}/big", timeout_s=40)
-        assert len(done.stdout) >= BIG_BYTES
+        assert len(scene.curl(service.vip, "/big")) >= BIG_BYTES
     assert known_mtus(scene, service) == {WAN_MTU}
 
 
@@ -168,19 +138,7 @@ def test_an_error_about_a_translated_packet_reaches_the_client(
 ) -> None:
     """The backend has no such port. The client's socket knows the error by the quote."""
     with scene.counts("SENT_ERROR_TO_CLIENT"), scene.udp(service, CLOSED_PORT) as client:
-
-        def refused() -> bool:
-            client.settimeout(2)
-            try:
-                client.send(b"anybody?")
-                client.recv(100)
-            except ConnectionRefusedError:
-                return True
-            except TimeoutError:
-                return False  # backends ration their errors
-            raise AssertionError("somebody answered")
-
-        until(refused, "the error arrived")
+        until_refused(client)
 
 
 @services

@@ -32,8 +32,8 @@ from shunt.lab.scenario import SERVICES, LabService
 from shunt.lab.shuntd import daemons
 from shunt.lab.topology import CLIENT4, CLIENT6, Host
 from shunt.lb.model import IPAddress, Mode
+from tests.netns.lab_scene import LabScene
 from tests.netns.quic_server import ALPN
-from tests.netns.reasons import LabScene
 from tests.scenes import lab_with_servers
 
 IDS = {"be1": "0001", "be2": "0002"}  # by the backend's role

@@ -26,6 +26,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from shunt.lab.netns import Namespace, cable
+from tests.netns.lab_scene import is_refused
 from tests.netns.parts import send_part
 from tests.netns.reasons import leaving, packets
 from tests.netns.shunt_host import Host
@@ -141,18 +142,6 @@ def udp(namespace: Namespace, ip: int) -> socket.socket:
         sock = socket.socket(socket.AF_INET6 if ip == 6 else socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(5)
     return sock
-
-
-def is_refused(sock: socket.socket, data: bytes = b"anybody?") -> bool:
-    """Whether what a connected socket sends is answered by an ICMP error."""
-    try:
-        sock.send(data)
-        sock.recv(100)
-    except ConnectionRefusedError:
-        return True
-    except TimeoutError:
-        return False
-    raise AssertionError("somebody answered")
 
 
 # Errors -------------------------------------------------------------------------------------
