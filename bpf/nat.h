@@ -72,7 +72,8 @@ static __noinline void leave_untracked(const struct packet *pkt, const struct fl
 		__sync_fetch_and_and(&rev->track, ~NAT_TRACKED);
 }
 
-enum recalled { RECALLED, RECALLED_NONE, RECALLED_ENDED };
+/* The last as in tc/forward.h, for explain. */
+enum recalled { RECALLED, RECALLED_NONE, RECALLED_ENDED, RECALLED_LEAVING = 4 };
 
 static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct packet *pkt,
 						struct nat_fwd_val *fwd, struct translation *t)
@@ -85,8 +86,9 @@ static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct
 	b = read_forward(pkt, fwd, t, &bits);
 	if (!b)
 		return RECALLED_NONE;
-	if (unlikely(bits & NAT_MASQUERADED)) /* from before this service */
-		return RECALLED_ENDED;
+	/* It left the node before this service was, and its connections go on doing so. */
+	if (unlikely(bits & NAT_MASQUERADED))
+		return may_begin(pkt) ? RECALLED_ENDED : RECALLED_LEAVING;
 	if (!(b->flags & BACKEND_KNOWN))
 		return RECALLED_ENDED;
 	/* A flow that may begin anew does not stay with a backend that is down; an established connection
@@ -140,6 +142,8 @@ static __always_inline struct verdict nat_forward(struct xdp_md *ctx, struct pac
 	if (found == RECALLED && p->certain && t.backend != p->named)
 		found = RECALLED_ENDED; /* its tuple is another connection's now */
 	step(STEP_NAT_FLOW, found, found == RECALLED_NONE ? 0 : t.backend);
+	if (found == RECALLED_LEAVING)
+		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
 	if (found != RECALLED) {
 		if (pkt->key.proto == IPPROTO_TCP && !opens(pkt)) {
 			if (!(pkt->tcp_flags & TCP_RST) && answer_rst(ctx, pkt))

@@ -30,10 +30,10 @@ PACED = tuple(
     for part in ("p50", "p99", "p999")
 )
 MEASURED = (*CLOSED, *PACED)
-# And what may be nothing: this way's programs, and how many of its messages passed TCP by.
+# And what may be nothing: this way's programs, and the part of its messages that passed TCP by.
 PROGRAMS = tuple(f"{case}_programs_ns" for case in ("requests_32", "connections"))
-REDIRECTED = "connections_redirected"
-BESIDES = (*PROGRAMS, REDIRECTED)
+REDIRECTED = tuple(f"{case}_redirected" for case in ("connections", *WRITES.values()))
+BESIDES = (*PROGRAMS, *REDIRECTED)
 Found = dict[str, float]
 Servers = Mapping[Way, Process]
 
@@ -79,7 +79,7 @@ def connections(servers: Servers, seconds: float, way: Way) -> Found:
     did = way.did("connections", seconds, None, servers[way], together=True)
     return {
         # A question and an answer each.
-        REDIRECTED: (way.redirected() - before) / did.count / 2,
+        "connections_redirected": (way.redirected() - before) / did.count / 2,
         "connections_per_s": did.count / did.wall_s,
         "connections_cpu_us": did.cpu_s / did.count * 1e6,
         "connect_us": did.p50_us,
@@ -88,8 +88,12 @@ def connections(servers: Servers, seconds: float, way: Way) -> Found:
 
 def bulk(servers: Servers, size: int, seconds: float, way: Way) -> Found:
     """One connection, written to `size` bytes at a time."""
+    before = way.redirected()
     did = way.did("bulk", seconds, size, servers[way], together=False)
-    return {f"{WRITES[size]}_gbit_per_s": did.count / did.wall_s * 8 / 1e9}
+    return {
+        f"{WRITES[size]}_redirected": (way.redirected() - before) * size / did.count,
+        f"{WRITES[size]}_gbit_per_s": did.count / did.wall_s * 8 / 1e9,
+    }
 
 
 def programs(servers: Servers, seconds: float, way: Way) -> Found:

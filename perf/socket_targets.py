@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,9 @@ class Outcome:
 
 def than(row: Mapping[str, Any], name: str) -> str:
     """What a case of redirection must not be slower than."""
-    left = name.startswith("connections") and row["connections_redirected"] < LEFT_TO_TCP
-    return "translated" if left else "direct"
+    # Requests on kept connections have no such part: all of them are to be redirected.
+    case = re.sub(r"_(gbit_)?per_s$|_p50_us$", "", name)
+    return "translated" if row.get(f"{case}_redirected", 1) < LEFT_TO_TCP else "direct"
 
 
 def speeds(row: Mapping[str, Any]) -> dict[str, float]:

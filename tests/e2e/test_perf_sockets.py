@@ -45,7 +45,8 @@ def test_every_way_is_measured_in_every_case(every: list[Way]) -> None:
         ours = way.kind in SHUNT
         assert all((found[name] > 0) == ours for name in socket_rounds.PROGRAMS)
         # The first ones of a process.
-        assert (found[socket_rounds.REDIRECTED] > 0) == (way.kind == "redirected")
+        for name in socket_rounds.REDIRECTED:
+            assert (found[name] > 0) == (way.kind == "redirected"), name
 
 
 def test_a_way_whose_services_nobody_translates_is_no_way(direct: Way) -> None:

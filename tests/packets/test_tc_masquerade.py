@@ -287,13 +287,18 @@ def test_datagrams_follow_a_vip_that_comes_where_they_go(tc: Masquerader, ip: in
 
 @PROTOS
 @FAMILIES
-def test_xdp_too_ends_what_went_where_a_vip_is(
+def test_xdp_does_as_tc_with_what_went_where_a_vip_is(
     lb: Balancer, tc: Masquerader, ip: int, proto: int
 ) -> None:
     tc.leave(either(proto, POD[ip], WORLD[ip], sport=40000, dport=80))
     tc.add_service(WORLD[ip], 80, proto, "nat", backends=BACKENDS[ip][:1])
     xdp = Balancer(maps=tc.object.maps)
     try:
+        if proto == TCP:
+            for later in ("A", "FA", "R"):
+                frame = tcp(POD[ip], WORLD[ip], later, sport=40000)
+                out = xdp.run(frame)
+                assert (out.data, out.reasons) == (bytes(frame), {Reason.PASS_NOT_OURS: 1})
         out = xdp.run(either(proto, POD[ip], WORLD[ip], sport=40000, dport=80))
         assert out.reasons == {Reason.SENT_TO_BACKEND: 1}
         assert tuple_of(out.packet)[2:] == (BACKENDS[ip][0], 80)

@@ -68,13 +68,17 @@ def test_targets_of_redirection_can_be_met_and_missed() -> None:
         assert missed(**{name: 10.5 if name in socket_targets.SPEEDS else 9.5}) == 0, name
 
 
-def test_what_the_guard_leaves_to_tcp_is_compared_with_translation() -> None:
+@pytest.mark.parametrize(
+    ("case", "speed"),
+    [("connections", "connections_per_s"), ("bulk_64k", "bulk_64k_gbit_per_s")],
+)
+def test_what_the_guard_leaves_to_tcp_is_compared_with_translation(case: str, speed: str) -> None:
     def missed(share: float, of_direct: float, of_translated: float) -> int:
         (row,) = (r for r in socket_rows() if r["way"] == "translated")
-        row |= {"way": "redirected", "connections_redirected": share}
+        row |= {"way": "redirected", f"{case}_redirected": share}
         row["of_direct"] |= {"requests_32_per_s": 2, "requests_32_cpu_us": 0.5}
         for than, ratio in (("of_direct", of_direct), ("of_translated", of_translated)):
-            row[than] |= {"connections_per_s": ratio}
+            row[than] |= {speed: ratio}
         return sockets.report([row]).count("missed")
 
     assert missed(0.01, 0.9, 0.98) == 0
