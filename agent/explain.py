@@ -121,7 +121,7 @@ class Explainer:
             told = Teller(self.node, frame, tried, leaving=leaving).explained()
             if not found:
                 found = told
-            elif told["reason"] != "PASS_NOT_OURS":
+            elif told["reason"] != "PASS_NOT_OURS" or found["reason"] == "PASS_TO_TC":
                 then = {"step": "program", "text": "TC, behind XDP", "facts": {}}
                 found = {**told, "steps": [*found["steps"], then, *told["steps"]]}
             if found["verdict"] != "pass":

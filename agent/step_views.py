@@ -31,7 +31,7 @@ _WRAPPED = ("4", "41")  # IP in IP, as samples.describe() has it
 # What a reason means for who asks why. {service}, {backend}: as far as they are known.
 REASONS: Mapping[str, str] = {
     "PASS_NOT_IP": "passed to the host's own stack: it is not IP",
-    "PASS_NOT_OURS": "passed to the host's own stack: no service has its address and port",
+    "PASS_NOT_OURS": "passed to the host's own stack: it is for no service",
     "PASS_FRAGMENT": "passed to the host's own stack: a fragment whose first one was not sent on",
     "PASS_MALFORMED": "passed to the host's own stack: it is shorter than its headers say",
     "PASS_TO_FRAGMENT": "wrapped, and passed to the host's own stack, which fragments it on its"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shunt.lab.netns import Namespace, offloads
 from tests.netns.shunt_host import Host, at
 from tests.netns.test_tc_datapath import (
     CLIENT_ADDR,
@@ -27,6 +28,7 @@ from tests.netns.test_tc_datapath import (
 
 OWN = {4: "10.8.0.1", 6: "fd08::1"}
 MIXED, AWAY = {4: "203.0.113.1", 6: "2001:db8:a::1"}, {4: "203.0.113.2", 6: "2001:db8:a::2"}
+LATER = {4: "198.51.100.80", 6: "2001:db8:80::1"}  # of the other host, and then a VIP
 NEAR = {4: "198.18.0.1", 6: "fd18::1"}  # of the other host, and not to be masqueraded to
 MASQUERADE: dict[str, Any] = {
     "interfaces": ["pod0"],
@@ -36,20 +38,19 @@ MASQUERADE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", params=["auto", "off"], ids=["xdp", "no-xdp"])
-def node(request: pytest.FixtureRequest) -> Iterator[Host]:
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Namespace]]:
     with a_node("mq", xdp=request.param, interfaces=["eth0", "pod0"], masquerade=MASQUERADE) as (
         host,
         pod,
     ):
-        pod.own(NEAR[4], NEAR[6])
+        pod.own(*NEAR.values(), *LATER.values())
         # What comes from elsewhere has no way back but by way of the node's own address.
         pod.ip("route del default", "route del ::/0")
         pod.sysctl({"ipv4.ip_forward": 1})  # so that it says what it knows no way to
-        host.here.ip(
-            f"route add {NEAR[4]} via {POD_ADDR[4]}", f"route add {NEAR[6]} via {POD_ADDR[6]}"
-        )
         for ip in (4, 6):
-            for there in (POD_ADDR[ip], NEAR[ip]):
+            for there in (NEAR[ip], LATER[ip]):
+                host.here.ip(f"route add {there} via {POD_ADDR[ip]}")
+            for there in (POD_ADDR[ip], NEAR[ip], LATER[ip]):
                 host.outside.ip(f"route add {there} via {NODE_ADDR[ip]}")
             both = [at(NODE_ADDR[ip], 8080), at(POD_ADDR[ip], 8080)]
             for name, vip, backends in (("mixed", MIXED, both), ("away", AWAY, both[1:])):
@@ -58,7 +59,25 @@ def node(request: pytest.FixtureRequest) -> Iterator[Host]:
             document = {"name": f"udp-{ip}", "vip": AWAY[ip], "ports": ["53/udp"], "mode": "local"}
             host.write(f"udp-{ip}", {**document, "backends": [at(POD_ADDR[ip], 5300)]})
         host.start()
-        yield host
+        yield host, pod
+
+
+@pytest.fixture(scope="module")
+def node(ends: tuple[Host, Namespace]) -> Host:
+    return ends[0]
+
+
+@pytest.fixture
+def wires(ends: tuple[Host, Namespace]) -> Iterator[None]:
+    """What XDP's translation needs of these devices: whole checksums, no segments to be made, and
+    ends that poll."""
+    here = (ends[0].outside, ends[1])
+    for end in here:
+        offloads(end, "eth0")
+        end.run("ethtool", "-K", "eth0", "gro", "on")
+    yield
+    for end in here:
+        end.run("ethtool", "-K", "eth0", "tx", "on", "tso", "on", "gso", "on", "gro", "off")
 
 
 def peer(client: socket.socket) -> tuple[str, int]:
@@ -157,6 +176,39 @@ def test_the_world_sees_the_node(node: Host, ip: int) -> None:
         (row,) = [row for row in rows if row["vip"] == POD_ADDR[ip]]
         assert (row["service"], row["backend"]) == ("", "")
         assert (row["own"], row["own_port"]) == (OWN[ip], port)
+
+
+@FAMILIES
+@pytest.mark.usefixtures("wires")
+@pytest.mark.parametrize("mode", ["local", "nat"])
+def test_connections_outlive_a_vip_that_comes_where_they_go(node: Host, ip: int, mode: str) -> None:
+    """New ones are for its service: here of a backend on the node, or of the other host by XDP."""
+    backend, seen = {
+        "local": (NODE_ADDR[ip], CLIENT_ADDR[ip]),
+        "nat": (POD_ADDR[ip], OWN[ip]),
+    }[mode]
+    document = {"name": "later", "vip": LATER[ip], "ports": [8080], "mode": mode}
+    with connect(node, LATER[ip], 8080) as client:
+        assert peer(client)[0] == OWN[ip]
+        node.write("later", {**document, "backends": [at(backend, 8080)], "health": "none"})
+        try:
+            node.until(lambda: serves(node, "later"), "the VIP is a service's")
+            assert echoed(client, 300_000)
+            source = at(*client.getsockname()[:2])
+            ends = ("--from", source, "--to", at(LATER[ip], 8080), "--flags", "ack")
+            told = node.shunt("explain", *ends, "--on", "eth0").out
+            assert "leaves the node masqueraded" in told
+            with connect(node, LATER[ip], 8080) as anew:
+                assert peer(anew)[0] == seen
+                assert echoed(anew, 1000)
+                assert echoed(client, 1000)
+        finally:
+            (node.services / "later.yaml").unlink()
+            node.until(lambda: not serves(node, "later"), "it is gone")
+
+
+def serves(node: Host, name: str) -> bool:
+    return any(row["name"] == name for row in node.json("service", "list"))
 
 
 @FAMILIES
