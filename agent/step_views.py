@@ -21,7 +21,7 @@ from shunt.lb.errors import ShuntError
 from shunt.xdp.dry import Step, Tried
 
 ACTIONS = {0: "aborted", 1: "drop", 2: "pass", 3: "tx", 4: "redirect", 7: "redirect"}  # XDP's; TC's
-FOREIGN, ELSEWHERE = 3, 4  # KNOWN_REFUSED, KNOWN_LEAVING of tc/forward.h
+FOREIGN, ELSEWHERE = 3, 4  # KNOWN_REFUSED, KNOWN_LEAVING of bpf/nat_pair.h
 # Such a packet goes on into the stack, or out of it, and is another.
 CHANGED = ("PASS_TO_FRAGMENT", "SENT_TO_BACKEND", "SENT_TO_CLIENT", "SENT_MASQUERADED")
 # Those of TC's that the stack then finds the way of.

@@ -72,11 +72,8 @@ static __noinline void leave_untracked(const struct packet *pkt, const struct fl
 		__sync_fetch_and_and(&rev->track, ~NAT_TRACKED);
 }
 
-/* The last as in tc/forward.h, for explain. */
-enum recalled { RECALLED, RECALLED_NONE, RECALLED_ENDED, RECALLED_LEAVING = 4 };
-
-static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct packet *pkt,
-						struct nat_fwd_val *fwd, struct translation *t)
+static __always_inline enum known nat_recall(struct xdp_md *ctx, const struct packet *pkt,
+					     struct nat_fwd_val *fwd, struct translation *t)
 {
 	struct last_hop hop __attribute__((aligned(8)));
 	struct backend_val *b;
@@ -85,20 +82,20 @@ static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct
 
 	b = read_forward(pkt, fwd, t, &bits);
 	if (!b)
-		return RECALLED_NONE;
+		return KNOWN_NOT;
 	/* It left the node before this service was, and its connections go on doing so. */
 	if (unlikely(bits & NAT_MASQUERADED))
-		return may_begin(pkt) ? RECALLED_ENDED : RECALLED_LEAVING;
+		return may_begin(pkt) ? KNOWN_ENDED : KNOWN_LEAVING;
 	if (!(b->flags & BACKEND_KNOWN))
-		return RECALLED_ENDED;
+		return KNOWN_ENDED;
 	/* A flow that may begin anew does not stay with a backend that is down; an established connection
 	 * has nowhere else to go. */
 	if (may_begin(pkt) && !(b->flags & BACKEND_UP))
-		return RECALLED_ENDED;
+		return KNOWN_ENDED;
 	if (opens(pkt) && pair_over(fwd, &t->to))
-		return RECALLED_ENDED;
+		return KNOWN_ENDED;
 	if (DRY_RUN)
-		return RECALLED;
+		return KNOWN;
 	if (unlikely(bits & NAT_TRACKED))
 		leave_untracked(pkt, &t->to, false);
 	note_client(fwd, pkt);
@@ -107,7 +104,7 @@ static __always_inline enum recalled nat_recall(struct xdp_md *ctx, const struct
 		WRITE_ONCE(fwd->seen_ns, now);
 	if (learn_hop(ctx, pkt, &hop) && !same_hop(&hop, &fwd->from))
 		move_last_hop(&t->to, fwd, &hop);
-	return RECALLED;
+	return KNOWN;
 }
 
 static __always_inline struct verdict nat_send(struct xdp_md *ctx, struct packet *pkt,
@@ -135,16 +132,16 @@ static __always_inline struct verdict nat_forward(struct xdp_md *ctx, struct pac
 {
 	struct nat_fwd_val *fwd = bpf_map_lookup_elem(&nat_fwd, &pkt->key);
 	struct translation t = {};
-	enum recalled found = fwd ? nat_recall(ctx, pkt, fwd, &t) : RECALLED_NONE;
+	enum known found = fwd ? nat_recall(ctx, pkt, fwd, &t) : KNOWN_NOT;
 	struct verdict v;
 	enum reason why;
 
-	if (found == RECALLED && p->certain && t.backend != p->named)
-		found = RECALLED_ENDED; /* its tuple is another connection's now */
-	step(STEP_NAT_FLOW, found, found == RECALLED_NONE ? 0 : t.backend);
-	if (found == RECALLED_LEAVING)
+	if (found == KNOWN && p->certain && t.backend != p->named)
+		found = KNOWN_ENDED; /* its tuple is another connection's now */
+	step(STEP_NAT_FLOW, found, found == KNOWN_NOT ? 0 : t.backend);
+	if (found == KNOWN_LEAVING)
 		return verdict(XDP_PASS, REASON_PASS_NOT_OURS);
-	if (found != RECALLED) {
+	if (found != KNOWN) {
 		if (pkt->key.proto == IPPROTO_TCP && !opens(pkt)) {
 			if (!(pkt->tcp_flags & TCP_RST) && answer_rst(ctx, pkt))
 				return verdict(XDP_TX, REASON_SENT_RST_NO_FLOW);
@@ -153,7 +150,7 @@ static __always_inline struct verdict nat_forward(struct xdp_md *ctx, struct pac
 		choose_new(pkt, p);
 		if (!p->cur)
 			return refuse(ctx, pkt);
-		if (found == RECALLED_ENDED)
+		if (found == KNOWN_ENDED)
 			nat_end(pkt, &t);
 		if (!nat_create(ctx, pkt, p, &t, &why))
 			return verdict(XDP_DROP, why);

@@ -70,6 +70,9 @@ static __always_inline int complete_pair(const struct packet *pkt, const struct 
 	return err;
 }
 
+/* What is known of a packet's flow. Leaving: it is masqueraded, and no service's; refused: TC's alone. */
+enum known { KNOWN, KNOWN_NOT, KNOWN_ENDED, KNOWN_REFUSED, KNOWN_LEAVING };
+
 /* What a forward entry says of its packet, and in `bits` its track. Returns its backend, or NULL if the
  * entry is none of this flow's: the kernel recycles a deleted element's memory under its readers. */
 static __always_inline struct backend_val *read_forward(const struct packet *pkt,

@@ -30,9 +30,9 @@ enum step_kind {
 	STEP_CLIENT,	     /* the backend of the client; 1: it was remembered */
 	STEP_RESTART,	     /* the slot whose quiet window begins anew */
 	STEP_NAT_REPLY,	     /* whether a translation is known; its service */
-	STEP_NAT_FLOW,	     /* enum recalled, or known of tc/forward.h; its backend */
+	STEP_NAT_FLOW,	     /* enum known; its backend */
 	STEP_NAT_NEW,	     /* this host's port; the backend */
-	STEP_MASQUERADE,     /* this host's port; enum known of tc/forward.h */
+	STEP_MASQUERADE,     /* this host's port; enum known */
 	STEP_FRAGMENT_FIRST, /* the others will follow it: the service; the backend */
 	STEP_FRAGMENT,	     /* it follows its first one: the service; the backend */
 	STEP_QUOTE,	     /* what an ICMP error quotes: the service; the backend */

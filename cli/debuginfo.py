@@ -67,13 +67,13 @@ def debuginfo(options: Options, places: Places, path: Path | None) -> None:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     name = f"shunt-debuginfo-{platform.node() or 'host'}-{stamp}"
     path = path or Path(f"{name}.tar.gz")
-    pieces = [
-        *_of_the_daemon(options.client),
-        ("doctor.json", lambda: _doctor(options.client, places)),
-        *_files(options.client, places),
-        *_of_the_kernel(),
-    ]
     with progress("collecting") as say:
+        pieces = [
+            *_of_the_daemon(options.client),
+            ("doctor.json", lambda: _doctor(options.client, places)),
+            *_files(options.client, places),
+            *_of_the_kernel(),
+        ]
         contents, missing = _collected(pieces, say)
         _write(path, name, contents, missing)
     if options.json:

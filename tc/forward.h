@@ -58,8 +58,6 @@ static __always_inline bool go_on(struct nat_fwd_val *fwd, const struct packet *
 	return true;
 }
 
-enum known { KNOWN, KNOWN_NOT, KNOWN_ENDED, KNOWN_REFUSED, KNOWN_LEAVING };
-
 static __noinline enum known recall_flow(const struct packet *pkt, struct translation *t,
 					 struct nat_scratch *s)
 {

@@ -37,9 +37,9 @@ from tests.packets.translator import (
 IDLE_S = 7200
 OWN = {4: OWN4, 6: OWN6}
 SENT = {"c": "SENT_TO_BACKEND", "b": "SENT_TO_CLIENT"}
-# Flags a segment may come with; the last ones no connection has.
 # What a client's packets said, which stands in the forward entry alone.
 CLIENTS = Track.ASSURED | Track.ENDED_CLIENT | Track.BROKEN
+# Flags a segment may come with; the last ones no connection has.
 FLAGS = ("S", "SA", "A", "PA", "FA", "R", "RA", "F", "", "P", "SF", "SR", "FR", "SFA")
 
 # From a state, by who sends which segment: the next state. What is not here is refused.
